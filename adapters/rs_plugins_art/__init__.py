@@ -1,0 +1,1 @@
+"""The host adapter for the Adversarial Robustness Toolbox."""

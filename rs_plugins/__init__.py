@@ -1,0 +1,60 @@
+"""Certified robustness by randomized smoothing, plugged into ART and torchattacks.
+
+Importing this package loads neither torch nor a host; each name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
+    from rs_plugins_torchattacks.attacks import SmoothAdvPGD as SmoothAdvPGD
+
+    from rs_plugins.activation import activate as activate
+    from rs_plugins.activation import activated as activated
+    from rs_plugins.activation import deactivate as deactivate
+    from rs_plugins.core.certification import Certificate as Certificate
+    from rs_plugins.core.certification import FixedBudget as FixedBudget
+    from rs_plugins.core.certification import certify as certify
+    from rs_plugins.core.noise import GaussianNoise as GaussianNoise
+    from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Certificate": "rs_plugins.core.certification",
+    "FixedBudget": "rs_plugins.core.certification",
+    "GaussianNoise": "rs_plugins.core.noise",
+    "SmoothAdvPGD": "rs_plugins_torchattacks.attacks",
+    "SmoothedClassifier": "rs_plugins_art.classifier",
+    "SmoothedModel": "rs_plugins.core.smoothing",
+    "activate": "rs_plugins.activation",
+    "activated": "rs_plugins.activation",
+    "certify": "rs_plugins.core.certification",
+    "deactivate": "rs_plugins.activation",
+}
+_EXTRA = {"rs_plugins_art": "art", "rs_plugins_torchattacks": "torchattacks"}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'rs_plugins' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    try:
+        value = getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA.get(_HOME[name].partition(".")[0])
+        if extra is None or error.name is None or error.name.startswith("rs_plugins"):
+            raise
+        from rs_plugins.errors import MissingDependencyError
+
+        raise MissingDependencyError(
+            f"rs_plugins.{name} needs {error.name!r}, which is not installed: pip install 'rs-plugins[{extra}]'"
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""Plain PyTorch and SciPy: knows nothing of plugins or hosts."""

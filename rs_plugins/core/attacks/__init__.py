@@ -1,0 +1,1 @@
+"""Attacks on a smoothed classifier, as functions."""
