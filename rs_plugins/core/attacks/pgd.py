@@ -1,0 +1,51 @@
+"""Projected gradient descent in an l2 ball."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rs_plugins.core.checks import check_count, check_images
+from rs_plugins.core.geometry import normalise_l2, per_image, project_box, project_l2
+from rs_plugins.core.streams import stream
+
+
+def pgd_l2(
+    ascent: Callable[[Tensor, int], Tensor],
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    step: float | Tensor,
+    steps: int,
+    seed: int = 0,
+) -> Tensor:
+    """Climb ``ascent`` from ``x`` within the l2 ball of radius ``eps`` and the box [0, 1] (Salman et al. 2019).
+
+    An image whose gradient is zero or not finite takes its step in a random direction, so that it is not stuck.
+
+    Args:
+        ascent: Called with the current images (n, *input) and the number of the step, returns the direction in which to
+            climb, (n, *input); its length does not matter.
+        x: (n, *input), pixels in [0, 1].
+        eps: Radius in pixels, a number or one per image.
+        step: Length of a step in pixels, a number or one per image.
+        steps: Number of steps, >= 1.
+        seed: Seed of the random directions.
+
+    Returns:
+        The perturbed images (n, *input), detached: exactly in [0, 1], within ``eps`` up to rounding.
+
+    Raises:
+        InputError: If an argument has an impossible value.
+    """
+    check_images(x)
+    check_count(steps, "steps")
+    eps, step = per_image(eps, x, "eps"), per_image(step, x, "alpha")
+    x = x.detach().clone()
+    delta = torch.zeros_like(x)
+    for number in range(steps):
+        source = stream(seed, "direction", number, device=x.device)
+        anywhere = torch.randn(x.shape[1:], generator=source, device=x.device).to(x.dtype)
+        delta = delta + step * normalise_l2(ascent(x + delta, number), otherwise=anywhere)
+        delta = project_l2(project_box(delta, x), eps)
+    return (x + delta).clamp(0, 1)  # the sum may round one step out of the box

@@ -1,0 +1,70 @@
+"""SmoothAdv: attacks on a smoothed classifier (Salman et al. 2019)."""
+
+import torch
+from torch import Tensor
+
+from rs_plugins.core.attacks.pgd import pgd_l2
+from rs_plugins.core.checks import check_count, check_images
+from rs_plugins.core.noise import Family, GaussianNoise, make_noise
+from rs_plugins.core.smoothing import Logits, NoiseMode, check_noise_mode, shared_draws, soft_vote_gradient
+from rs_plugins.core.streams import fresh_seed, stream
+
+
+def smooth_adv_pgd(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    sigma: float,
+    *,
+    eps: float | Tensor = 1.0,
+    step: float | Tensor = 0.2,
+    steps: int = 10,
+    samples: int = 16,
+    noise: NoiseMode = "fixed",
+    family: Family = GaussianNoise,
+    targeted: bool = False,
+    seed: int | None = 0,
+    chunk: int | None = None,
+) -> Tensor:
+    """Perturb ``x`` so that the classifier smoothed with ``sigma`` is wrong about it: PGD on -log mean softmax.
+
+    The caller puts the model into eval mode and checks the labels' range. The noise draws are shared by all images, so
+    the result for an image does not depend on the others.
+
+    Args:
+        logits: The base classifier, (k, *input) in pixels to (k, classes).
+        x: (n, *input), pixels in [0, 1].
+        y: True labels (n,), or the targets if ``targeted``.
+        sigma: Standard deviation of the noise, in pixels.
+        eps: l2 budget in pixels, a number or one per image.
+        step: Length of a step in pixels, a number or one per image.
+        steps: Number of steps, >= 1.
+        samples: Noise draws per step (the paper's m).
+        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        family: The noise family.
+        targeted: Whether to make the classifier say ``y`` instead of anything else.
+        seed: Seed of the draws; None takes one from the operating system.
+        chunk: At most this many noisy images per forward pass.
+
+    Returns:
+        The perturbed images (n, *input), detached.
+
+    Raises:
+        InputError: If an argument has an impossible value.
+        ModelError: If the model returns no usable logits, or no gradient flows through it.
+    """
+    check_images(x)
+    check_count(samples, "samples")
+    check_noise_mode(noise)
+    distribution = make_noise(family, sigma)
+    seed = fresh_seed() if seed is None else seed
+    sign = -1.0 if targeted else 1.0
+
+    def ascent(current: Tensor, number: int) -> Tensor:
+        source = stream(seed, "attack", number if noise == "fresh" else 0, device=x.device)
+        draws = shared_draws(distribution, samples, current, source)
+        _, gradient = soft_vote_gradient(logits, current, y, draws, chunk=chunk)
+        return sign * gradient
+
+    with torch.no_grad():
+        return pgd_l2(ascent, x, eps=eps, step=step, steps=steps, seed=seed)

@@ -1,0 +1,136 @@
+"""Checks of what callers hand in, made before any long work; messages name the argument, the expected and the got."""
+
+import math
+from collections.abc import Iterable
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from rs_plugins.errors import InputError
+
+PIXEL_TOLERANCE = 1e-6  # a round trip through normalisation moves pixels this far out of [0, 1]
+
+
+def check_positive(value: float, name: str) -> float:
+    """Return ``value`` as a float if it is a finite number above 0.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    number = _number(value, name, "a finite number > 0")
+    if not (math.isfinite(number) and number > 0):
+        raise InputError(f"{name}: expected a finite number > 0, got {value}")
+    return number
+
+
+def check_probability(value: float, name: str) -> float:
+    """Return ``value`` as a float if it lies strictly between 0 and 1.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    number = _number(value, name, "a number in (0, 1)")
+    if not 0 < number < 1:
+        raise InputError(f"{name}: expected a number in (0, 1), got {value}")
+    return number
+
+
+def check_count(value: int, name: str, *, least: int = 1) -> int:
+    """Return ``value`` as an int if it is a whole number of at least ``least``.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    expected = f"an integer >= {least}"
+    number = _number(value, name, expected)
+    if not math.isfinite(number) or number != int(number) or number < least:
+        raise InputError(f"{name}: expected {expected}, got {value}")
+    return int(value)
+
+
+def check_floating(x: Tensor, name: str = "x") -> Tensor:
+    """Return ``x`` if it is a finite floating-point tensor of images (n, *input).
+
+    Raises:
+        InputError: If it is no tensor, an integer tensor, of rank below 2, or holds NaN or infinity.
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise InputError(f"{name}: expected floating-point pixels in [0, 1], got {x.dtype}; divide 8-bit images by 255")
+    if x.ndim < 2:
+        raise InputError(f"{name}: expected a batch of shape (n, *input), got shape {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise InputError(f"{name}: expected finite values, got NaN or infinity")
+    return x
+
+
+def check_images(x: Tensor, name: str = "x") -> Tensor:
+    """Return ``x`` if it is a finite floating-point tensor of images (n, *input) with pixels in [0, 1].
+
+    Raises:
+        InputError: As `check_floating`, or if a pixel is outside [0, 1] by more than `PIXEL_TOLERANCE`.
+    """
+    check_floating(x, name)
+    if x.numel():
+        low, high = (float(bound) for bound in x.aminmax())
+        if low < -PIXEL_TOLERANCE or high > 1 + PIXEL_TOLERANCE:
+            raise InputError(
+                f"{name}: expected pixels in [0, 1], got values from {low:.6g} to {high:.6g}; "
+                "scale to [0, 1] and put normalisation inside the model"
+            )
+    return x
+
+
+def check_labels(y: Tensor, *, n: int, classes: int | None = None, name: str = "y") -> Tensor:
+    """Return ``y`` if it holds ``n`` integer labels in [0, classes).
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        raise InputError(f"{name}: expected a tensor of integer labels, got {got}")
+    if y.shape != (n,):
+        raise InputError(f"{name}: expected one label per image, shape ({n},), got shape {tuple(y.shape)}")
+    if classes is not None and n and not bool(((y >= 0) & (y < classes)).all()):
+        low, high = (int(bound) for bound in y.aminmax())
+        raise InputError(f"{name}: expected labels in [0, {classes}), got values from {low} to {high}")
+    return y
+
+
+def check_seed(seed: int) -> int:
+    """Return ``seed`` if it is an integer.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise InputError(f"seed: expected an integer or None, got {seed!r}")
+    return int(seed)
+
+
+def check_indices(indices: Iterable[int] | None, n: int) -> list[int]:
+    """Return ``indices`` as ``n`` distinct non-negative ints; 0…n-1 for None.
+
+    Raises:
+        InputError: If there are more or fewer than ``n``, or they are negative, repeated or no integers.
+    """
+    if indices is None:
+        return list(range(n))
+    positions = [check_count(index, "indices", least=0) for index in indices]
+    if len(positions) != n:
+        raise InputError(f"indices: expected one per image ({n}), got {len(positions)}")
+    if len(set(positions)) != n:
+        raise InputError("indices: expected distinct positions, got a repeated one; its noise would be the same twice")
+    return positions
+
+
+def _number(value: float, name: str, expected: str) -> float:
+    if isinstance(value, bool):
+        raise InputError(f"{name}: expected {expected}, got {value}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: expected {expected}, got {value!r}") from None

@@ -1,0 +1,61 @@
+"""Norms, directions and projections of perturbations of any rank; every function works per image."""
+
+import torch
+from torch import Tensor
+
+from rs_plugins.errors import InputError
+
+
+def expand_like(value: Tensor, reference: Tensor) -> Tensor:
+    """Append dimensions to ``value`` (n,) until it broadcasts against ``reference`` (n, *input)."""
+    return value.reshape(-1, *[1] * (reference.ndim - 1))
+
+
+def per_image(value: float | Tensor, reference: Tensor, name: str) -> Tensor:
+    """Return ``value``, a number or one per image, as a tensor that broadcasts against ``reference`` (n, *input).
+
+    Raises:
+        InputError: If it is neither, is negative, or is not finite.
+    """
+    tensor = torch.as_tensor(value, dtype=reference.dtype, device=reference.device).detach()
+    if tensor.numel() not in (1, len(reference)):
+        shape = tuple(tensor.shape)
+        raise InputError(
+            f"{name}: expected a number or one per image ({len(reference)}), got a tensor of shape {shape}"
+        )
+    if not bool((tensor.isfinite() & (tensor >= 0)).all()):
+        raise InputError(f"{name}: expected finite values >= 0, got {value}")
+    return expand_like(tensor.reshape(-1), reference)
+
+
+def l2_norm(delta: Tensor) -> Tensor:
+    """Return the l2 norm of each image of ``delta`` (n, *input) as (n,); no overflow or underflow of the squares."""
+    flat = delta.flatten(1)
+    if flat.shape[1] == 0:
+        return flat.new_zeros(len(flat))
+    peak = flat.abs().amax(dim=1, keepdim=True)
+    scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+    norm: Tensor = torch.linalg.vector_norm(flat / scale, dim=1)
+    return norm * scale.squeeze(1)
+
+
+def normalise_l2(gradient: Tensor, otherwise: Tensor) -> Tensor:
+    """Return each image of ``gradient`` (n, *input) at unit l2 norm.
+
+    An image whose gradient is zero or not finite gets the direction ``otherwise`` (*input), normalised.
+    """
+    peak = expand_like(gradient.flatten(1).abs().amax(dim=1), gradient)
+    usable = peak.isfinite() & (peak > 0)  # NaN propagates through amax
+    direction = torch.where(usable, gradient / torch.where(usable, peak, torch.ones_like(peak)), otherwise)
+    return direction / expand_like(torch.linalg.vector_norm(direction.flatten(1), dim=1), direction)
+
+
+def project_l2(delta: Tensor, eps: Tensor) -> Tensor:
+    """Scale each image of ``delta`` (n, *input) down to l2 norm at most ``eps`` (broadcastable)."""
+    norm = expand_like(l2_norm(delta), delta)
+    return torch.where(norm > eps, delta * (eps / norm), delta)
+
+
+def project_box(delta: Tensor, x: Tensor) -> Tensor:
+    """Change ``delta`` as little as needed for ``x + delta`` to lie in [0, 1]."""
+    return (x + delta).clamp(0, 1) - x

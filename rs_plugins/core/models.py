@@ -1,0 +1,118 @@
+"""What may be done with somebody else's model: look at it, run it in eval mode, and leave it as it was."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from rs_plugins.errors import InputError, ModelError
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put ``model`` into eval mode, and every submodule back into its own mode afterwards, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def device_and_dtype(model: nn.Module, device: torch.device | str | None = None) -> tuple[torch.device, torch.dtype]:
+    """Return where ``model`` computes and in which floating-point type.
+
+    Raises:
+        InputError: If ``model`` is no module, if it has neither parameters nor buffers and ``device`` is not given, or
+            if ``device`` names another device than the model's.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    tensors = list(chain(model.parameters(), model.buffers()))
+    floating = [t for t in tensors if t.is_floating_point()]
+    dtype = floating[0].dtype if floating else torch.float32
+    if not tensors:
+        if device is None:
+            raise InputError(
+                "model: it has no parameters or buffers, so its device is unknown; pass device='cpu' (or another)"
+            )
+        return check_device(device), dtype
+    home = (floating or tensors)[0].device
+    if device is not None and not _same_device(check_device(device), home):
+        raise InputError(f"device: expected the model's own device {home}, got {device}; move the model there first")
+    return home, dtype
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """Return ``device`` as a torch.device if this machine has it.
+
+    Raises:
+        InputError: If the name is unknown, or there is no such device here.
+    """
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device: expected a device of this machine, got {str(device)!r} ({reason})") from None
+    return wanted
+
+
+def check_logits(logits: object, n: int, classes: int | None = None) -> Tensor:
+    """Return ``logits`` if they are a floating-point tensor (n, classes) with at least two columns.
+
+    Raises:
+        ModelError: Otherwise.
+    """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"model: expected it to return floating-point logits of shape ({n}, classes), got {got}")
+    if logits.ndim != 2 or len(logits) != n:
+        raise ModelError(f"model: expected logits of shape ({n}, classes), got shape {tuple(logits.shape)}")
+    if logits.shape[1] < 2:
+        raise ModelError(
+            f"model: expected at least 2 columns of logits, got {logits.shape[1]}; "
+            "turn a one-output model into two columns (-z, z)"
+        )
+    if classes is not None and logits.shape[1] != classes:
+        raise ModelError(f"model: expected {classes} columns of logits, got {logits.shape[1]}")
+    return logits
+
+
+def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
+    """Run ``model`` once on ``image`` (1, *input) and return its number of classes.
+
+    Raises:
+        ModelError: If it cannot be run on that shape, changes its input, or does not return logits (1, classes)
+            without NaN.
+    """
+    with evaluating(model), torch.no_grad():
+        before = image.clone()
+        try:
+            logits = model(image)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ModelError(f"model: it fails on an input of shape {tuple(image.shape)}: {error}") from error
+    logits = check_logits(logits, len(image), classes)
+    if not torch.equal(before, image):
+        raise ModelError("model: it changes its input in place; let it work on a copy (x = x.clone())")
+    if bool(logits.isnan().any()):
+        raise ModelError("model: it returns NaN logits on a clean image; nothing it says can be certified")
+    return logits.shape[1]
+
+
+def digest(model: nn.Module) -> str:
+    """Return a SHA-256 over the architecture's printed form and every tensor of the state, as 64 hexadecimal digits."""
+    sha = hashlib.sha256(repr(model).encode())
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            sha.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _same_device(wanted: torch.device, home: torch.device) -> bool:
+    return wanted.type == home.type and (wanted.index is None or wanted.index == home.index)

@@ -1,0 +1,88 @@
+"""The training loop; a method is an objective that it minimises."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from rs_plugins.core.checks import check_count
+from rs_plugins.core.streams import fresh_seed, stream
+from rs_plugins.errors import InputError, ModelError
+
+Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+
+
+class Scheduler(Protocol):
+    """A learning-rate scheduler."""
+
+    def step(self) -> None:
+        """Advance by one epoch."""
+
+
+def train(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    objective: Objective,
+    *,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    batch_size: int = 128,
+    scheduler: Scheduler | None = None,
+    drop_last: bool = False,
+    seed: int | None = 0,
+    progress: bool = False,
+) -> list[float]:
+    """Minimise ``objective`` over ``x``, ``y`` and return the mean loss of each epoch.
+
+    The modes of the submodules are as before afterwards; shuffling and noise come from private streams.
+
+    Args:
+        model: Trained in place, in train mode.
+        x: (n, *input), moved to the model's device batch by batch.
+        y: Labels (n,) or class probabilities (n, classes).
+        objective: Maps (model, images, labels, generator for its noise) to a scalar loss.
+        optimizer: Steps once per batch.
+        epochs: Passes over the data.
+        batch_size: Images per step.
+        scheduler: Stepped after each epoch.
+        drop_last: Whether to leave out an incomplete last batch.
+        seed: Seed of shuffling and noise; None takes one from the operating system.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        InputError: If an argument has an impossible value.
+        ModelError: If the loss becomes NaN or infinite.
+    """
+    check_count(epochs, "epochs", least=0)
+    check_count(batch_size, "batch_size")
+    if len(x) != len(y) or not len(x):
+        raise InputError(f"y: expected one label for each of at least one image, got {len(x)} images, {len(y)} labels")
+    device = next(model.parameters()).device
+    seed = fresh_seed() if seed is None else seed
+    order, noise = stream(seed, "shuffle"), stream(seed, "training noise", device=device)
+    modes = [(module, module.training) for module in model.modules()]
+    losses: list[float] = []
+    try:
+        model.train()
+        for _ in (bar := tqdm(range(epochs), desc="train", unit="epoch", disable=not progress)):
+            batches = torch.randperm(len(x), generator=order).split(batch_size)
+            total = seen = 0.0
+            for batch in batches[:-1] if drop_last and len(x) % batch_size else batches:
+                loss = objective(model, x[batch].to(device), y[batch].to(device), noise)
+                if not bool(loss.isfinite()):
+                    raise ModelError(f"loss: expected a finite value, got {loss.item()} in epoch {len(losses)}")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total, seen = total + loss.item() * len(batch), seen + len(batch)
+            if scheduler is not None:
+                scheduler.step()
+            losses.append(total / seen if seen else float("nan"))
+            bar.set_postfix(loss=f"{losses[-1]:.4f}")
+    finally:
+        for module, training in modes:
+            module.training = training
+    return losses

@@ -1,0 +1,268 @@
+"""Hard votes: the base classifier's decisions on noisy copies of images, counted.
+
+A *procedure* decides how many votes an image needs: it is a generator that yields a number of votes, is sent their
+counts, and in the end returns its result. `Poll.run` serves many of them at once: it fills each forward pass with noisy
+copies of whichever images are waiting for votes.
+
+The counts of an image depend on (seed, image index, model, noise, procedure) alone. Two things make that exact:
+
+* each image has its own noise stream, drawn in blocks of a fixed size;
+* a decision between two classes whose logits are closer than rounding errors can move them (the batch size changes the
+  order of summation inside the network) is taken again on that noisy image alone, where no neighbour has a say.
+"""
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from rs_plugins.core.checks import check_count, check_images, check_indices, check_seed
+from rs_plugins.core.models import check_logits, device_and_dtype, evaluating, probe
+from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
+from rs_plugins.core.streams import fresh_seed, stream
+from rs_plugins.errors import ModelWarning
+
+Counts = npt.NDArray[np.int64]
+R = TypeVar("R")
+Procedure = Generator[int, Counts, R]
+
+BLOCK = 64  # noise draws per block: part of what a seed means, so never to be changed
+
+
+def default_chunk(image: Tensor, device: torch.device) -> int:
+    """Return how many noisy copies of ``image`` (*input) to put into one forward pass on ``device``.
+
+    On a CPU modest batches are fastest, because the activations then stay in the cache; a GPU wants large ones.
+    """
+    pixels = max(1, image.numel())
+    if device.type == "cpu":
+        return min(max(2**18 // pixels, 16), 512)
+    return min(max(2**25 // pixels, 64), 8192)
+
+
+@dataclass(frozen=True)
+class Ballot(Generic[R]):
+    """The outcome of one image's procedure.
+
+    Attributes:
+        result: What the procedure returned.
+        invalid: Votes with NaN logits, which were counted for no class.
+        seconds: The image's share of the forward passes that it took part in, wall-clock.
+    """
+
+    result: R
+    invalid: int
+    seconds: float
+
+
+class Poll:
+    """Votes of a base classifier on noisy copies of images: everything that they depend on, checked once.
+
+    Args:
+        model: The base classifier: (n, *input) in pixels to logits (n, classes), normalisation inside.
+        images: (n, *input), floating point, pixels in [0, 1].
+        sigma: Standard deviation of the noise, in pixels.
+        family: The noise family.
+        seed: Seed of the noise streams; None takes one from the operating system.
+        indices: Position of each image in its data set, (n,); 0…n-1 by default. An image's noise depends on it.
+        classes: The number of classes; found by running the model once if not given.
+        chunk: At most this many noisy images per forward pass. Changes the speed, never a count.
+        device: Only needed for a model without parameters.
+
+    Raises:
+        InputError: If an argument has an impossible value.
+        ModelError: If the model does not return logits (1, classes) without NaN on the first image.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        sigma: float,
+        *,
+        family: Family = GaussianNoise,
+        seed: int | None = 0,
+        indices: Sequence[int] | None = None,
+        classes: int | None = None,
+        chunk: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.model = model
+        self.noise = make_noise(family, sigma)
+        self.device, self.dtype = device_and_dtype(model, device)
+        self.images = check_images(images, "images")
+        self.indices = check_indices(indices, len(images))
+        self.seed = fresh_seed() if seed is None else check_seed(seed)
+        self.chunk = 1
+        self.classes = 0 if classes is None else check_count(classes, "classes", least=2)
+        if len(images):
+            self.chunk = default_chunk(images[0], self.device) if chunk is None else check_count(chunk, "chunk")
+            self.classes = probe(model, images[:1].to(self.device, self.dtype), classes)
+
+    def votes(self, n: int) -> Counts:
+        """Return how many of ``n`` noisy copies of each image voted for each class, (images, classes).
+
+        Copies with NaN logits vote for no class, with a `ModelWarning`.
+
+        Raises:
+            InputError: If ``n`` is not a positive integer.
+        """
+        check_count(n, "n")
+
+        def ask_once() -> Procedure[Counts]:
+            return (yield n)
+
+        rows = []
+        for index, ballot in zip(self.indices, self.run(ask_once), strict=True):
+            warn_invalid(index, ballot.invalid)
+            rows.append(ballot.result)
+        return np.stack(rows) if rows else np.zeros((0, self.classes), dtype=np.int64)
+
+    def run(
+        self, procedure: Callable[[], Procedure[R]], *, progress: "tqdm[object] | None" = None
+    ) -> Iterator[Ballot[R]]:
+        """Run one fresh procedure per image and yield their outcomes in the order of the images.
+
+        The model is in eval mode during the forward passes, and as it was between any two results. The bar ``progress``
+        is advanced by the votes of each pass.
+        """
+        exact = torch.promote_types(self.dtype, torch.float32)  # to half precision, the sum is rounded once
+        buffer = torch.empty(self.chunk, *self.images.shape[1:], dtype=exact, device=self.device)
+        waiting = iter(zip(self.images, self.indices, strict=True))
+        live: deque[_Job[R]] = deque()
+
+        def next_in_need() -> _Job[R] | None:
+            for job in live:
+                if job.unfilled:
+                    return job
+            for image, index in waiting:
+                source = stream(self.seed, "votes", index, device=self.device)
+                live.append(_Job(image.to(self.device, exact), procedure(), self.noise, source, self.classes))
+                if live[-1].unfilled:
+                    return live[-1]
+            return None
+
+        def forward_pass() -> bool:
+            """Fill one batch, count its votes, settle the requests it completes; False if nobody waits for votes."""
+            started, used = time.perf_counter(), 0
+            segments: list[tuple[_Job[R], int, int]] = []
+            while used < self.chunk and (job := next_in_need()) is not None:
+                end = min(self.chunk, used + job.unfilled)
+                job.fill(buffer[used:end])
+                segments.append((job, used, end))
+                used = end
+            if not segments:
+                return False
+            winners = decide(self.model, buffer[:used].to(self.dtype), self.classes)
+            for job, begin, end in segments:
+                job.count(winners[begin:end])
+            pace = (time.perf_counter() - started) / used
+            for job, begin, end in segments:
+                job.seconds += pace * (end - begin)
+                if not job.unfilled:
+                    job.settle()
+            if progress is not None:
+                progress.update(used)
+            return True
+
+        busy = True
+        while busy or live:
+            with evaluating(self.model), torch.inference_mode():
+                while busy and not (live and live[0].ballot):
+                    busy = forward_pass()
+            while live and (ballot := live[0].ballot):
+                live.popleft()
+                yield ballot
+
+
+def decide(model: nn.Module, batch: Tensor, classes: int) -> Tensor:
+    """Return the class of each image of ``batch`` (n, *input) as (n,); ``classes`` itself where a logit is NaN.
+
+    Decisions within reach of rounding errors are taken again one by one, so that they do not depend on the batch.
+    """
+    winners, close = _winners(check_logits(model(batch), len(batch), classes))
+    if len(batch) > 1:
+        for row in close.nonzero().flatten().tolist():
+            alone = batch[row : row + 1].clone()
+            winners[row] = _winners(check_logits(model(alone), 1, classes))[0][0]
+    return winners
+
+
+def _winners(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the class of each row of ``logits``, and where it leads by less than rounding errors could change."""
+    tolerance = min(2**10 * torch.finfo(logits.dtype).eps, 2**-7)  # networks lose some ten bits of a sum, not more
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    invalid = logits.isnan().any(dim=1)
+    (best, second), winners = logits.topk(2, dim=1).values.unbind(1), logits.argmax(dim=1)
+    scale = torch.where(logits.isfinite(), logits.abs(), 0.0).amax(dim=1)
+    close = ~invalid & ~(best - second > tolerance * scale)
+    return torch.where(invalid, logits.shape[1], winners), close
+
+
+class _Job(Generic[R]):
+    """An image under way: its noise, the request it is waiting for, and the votes that came in."""
+
+    def __init__(
+        self, image: Tensor, procedure: Procedure[R], noise: Noise, source: torch.Generator, classes: int
+    ) -> None:
+        self.seconds = 0.0
+        self.unfilled = 0  # votes of the running request that are in no batch yet
+        self.ballot: Ballot[R] | None = None
+        self._image, self._procedure, self._noise, self._source = image, procedure, noise, source
+        self._block, self._used = torch.empty(0), BLOCK
+        self._tally = torch.zeros(classes + 1, dtype=torch.int64, device=image.device)
+        self._invalid = 0
+        self._advance(lambda: next(procedure))
+
+    def fill(self, out: Tensor) -> None:
+        """Write the image plus its next ``len(out)`` noise draws into ``out`` (k, *input)."""
+        done = 0
+        while done < len(out):
+            if self._used == BLOCK:
+                if not len(self._block):
+                    self._block = torch.empty(BLOCK, *self._image.shape, dtype=out.dtype, device=out.device)
+                self._noise.draw_(self._block, self._source)
+                self._used = 0
+            take = min(BLOCK - self._used, len(out) - done)
+            torch.add(self._image, self._block[self._used : self._used + take], out=out[done : done + take])
+            self._used += take
+            done += take
+        self.unfilled -= len(out)
+
+    def count(self, winners: Tensor) -> None:
+        """Add the votes ``winners`` (k,) to the running request's, on the device."""
+        self._tally.scatter_add_(0, winners, torch.ones_like(winners))
+
+    def settle(self) -> None:
+        """Hand the counts of the completed request to the procedure, which asks for more votes or returns."""
+        counts = self._tally.cpu().numpy().copy()
+        self._tally.zero_()
+        self._invalid += int(counts[-1])
+        self._advance(lambda: self._procedure.send(counts[:-1]))
+
+    def _advance(self, step: Callable[[], int]) -> None:
+        try:
+            self.unfilled = step()
+            check_count(self.unfilled, "votes asked for by the procedure")
+        except StopIteration as stop:
+            self.unfilled = 0
+            self._block = torch.empty(0)  # release the memory: the result may wait for its predecessors
+            self.ballot = Ballot(stop.value, self._invalid, self.seconds)
+
+
+def warn_invalid(index: int, invalid: int) -> None:
+    """Warn that some noisy copies of an image gave NaN logits."""
+    if invalid:
+        warnings.warn(
+            f"image {index}: {invalid} noisy copies gave NaN logits; they count as votes for no class",
+            ModelWarning,
+            stacklevel=3,
+        )
