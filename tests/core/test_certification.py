@@ -1,0 +1,195 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom, norm
+from torch import nn
+
+import rs_plugins
+from rs_plugins.core.certification import ABSTAIN, FixedBudget, certify, majority
+from rs_plugins.core.confidence import clopper_pearson_lower
+from rs_plugins.core.models import digest
+from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.votes import Poll
+from rs_plugins.errors import InputError, ModelWarning
+
+IMAGES = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+
+
+class HalfSpace(nn.Module):
+    """Class 1 where the first pixel exceeds the threshold: under noise its probability is Φ((x_1 - t) / sigma)."""
+
+    def __init__(self, threshold=0.5):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, x):
+        z = x[:, 0] - self.threshold
+        return torch.stack([-z, z], dim=1)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def figures(certificates):
+    return [(c.index, c.prediction, c.guess, c.count, c.n, c.n0, c.p_lower, c.radius) for c in certificates]
+
+
+def test_certify_to_the_letter():
+    """CERTIFY of Cohen et al., recomputed from the votes."""
+    plan = FixedBudget(n0=50, n=400, alpha=0.01)
+    model = network()
+    votes_n0 = Poll(model, IMAGES, 0.5).votes(50)
+    votes_all = Poll(model, IMAGES, 0.5).votes(450)
+    for certificate, first, everything in zip(certify(model, IMAGES, 0.5, plan=plan), votes_n0, votes_all, strict=True):
+        guess = int(first.argmax())
+        count = int((everything - first)[guess])  # estimation votes are fresh ones
+        p_lower = clopper_pearson_lower(count, 400, 0.01)
+        assert (certificate.guess, certificate.count, certificate.n, certificate.n0) == (guess, count, 400, 50)
+        assert certificate.p_lower == p_lower
+        if p_lower < 0.5:
+            assert (certificate.prediction, certificate.radius) == (ABSTAIN, 0.0)
+            assert certificate.abstained
+        else:
+            assert certificate.prediction == guess
+            assert certificate.radius == pytest.approx(0.5 * norm.ppf(p_lower), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_identical_for_every_chunk_order_and_company(chunk):
+    plan, model = FixedBudget(n0=20, n=300), network()
+    expected = figures(certify(model, IMAGES, 0.5, plan=plan))
+    assert figures(certify(model, IMAGES, 0.5, plan=plan, chunk=chunk)) == expected
+    order = [4, 0, 5, 2, 1, 3]
+    shuffled = figures(certify(model, IMAGES[order], 0.5, plan=plan, chunk=chunk, indices=order))
+    assert sorted(shuffled) == expected
+    for index in range(6):
+        alone = certify(model, IMAGES[index : index + 1], 0.5, plan=plan, chunk=chunk, indices=[index])
+        assert figures(alone) == expected[index : index + 1]
+
+
+def test_a_convolutional_network_is_identical_for_every_chunk():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 5))
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    runs = [figures(certify(model, images, 0.5, plan=FixedBudget(n0=30, n=500), chunk=c)) for c in (1, 7, 1000)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_coverage_on_a_half_space():
+    """True radius known: how often the certified radius exceeds it must agree with alpha = .05 (exact binomial)."""
+    sigma, alpha, trials, distance = 0.5, 0.05, 3000, 0.2
+    images = torch.full((trials, 1), 0.5 + distance)
+    plan = FixedBudget(n0=10, n=100, alpha=alpha)
+    wrong = sum(
+        c.prediction == 0 or c.radius > distance for c in certify(HalfSpace(), images, sigma, plan=plan, chunk=4096)
+    )
+    p = norm.cdf(distance / sigma)
+    expected = sum(binom.pmf(k, 100, p) for k in range(101) if clopper_pearson_lower(k, 100, alpha) > p)
+    assert expected <= alpha
+    low, high = binom.ppf([1e-6, 1 - 1e-6], trials, expected)
+    assert low <= wrong <= high
+
+
+def test_votes_follow_the_known_probability():
+    sigma = 0.25
+    images = torch.linspace(0.2, 0.8, 7).unsqueeze(1)
+    votes = Poll(HalfSpace(), images, sigma).votes(4000)
+    for x, (_, ones) in zip(images[:, 0].tolist(), votes.tolist(), strict=True):
+        low, high = binom.ppf([1e-7, 1 - 1e-7], 4000, norm.cdf((x - 0.5) / sigma))
+        assert low <= ones <= high
+
+
+def test_a_certificate_says_with_what_it_was_made():
+    model = network()
+    made_with = next(certify(model, IMAGES, 0.5, plan=FixedBudget(n=100, alpha=0.01), seed=3)).made_with
+    assert dataclasses.asdict(made_with) | {"versions": None} == {
+        "family": "gaussian",
+        "norm": "l2",
+        "sigma": 0.5,
+        "alpha": 0.01,
+        "bound": "clopper-pearson",
+        "seed": 3,
+        "dtype": "float32",
+        "device": "cpu",
+        "model": digest(model),
+        "versions": None,
+    }
+    for part in (f"rs-plugins {rs_plugins.__version__}", f"torch {torch.__version__}", f"numpy {np.__version__}"):
+        assert part in made_with.versions
+    unseeded = {next(certify(model, IMAGES, 0.5, plan=FixedBudget(n=100), seed=None)).made_with.seed for _ in range(2)}
+    assert len(unseeded) == 2
+
+
+def test_certificates_cannot_be_changed():
+    certificate = next(certify(network(), IMAGES, 0.5, plan=FixedBudget(n=100)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        certificate.radius = 1e9
+
+
+def test_another_noise_family():
+    class Wide(GaussianNoise):
+        name = "wide"
+
+        def radius(self, p_lower):
+            return 2.0
+
+    certificate = next(certify(HalfSpace(), IMAGES[:1] * 0 + 1, 0.1, plan=FixedBudget(n=100), family=Wide))
+    assert (certificate.radius, certificate.made_with.family) == (2.0, "wide")
+
+
+def test_nan_votes_lower_the_bound_and_are_reported():
+    class Broken(HalfSpace):
+        def forward(self, x):
+            return torch.where(x[:, 1:2] > 1, math.nan, super().forward(x))
+
+    image = torch.tensor([[1.0, 0.5]])
+    with pytest.warns(ModelWarning, match="image 0: .* NaN logits"):
+        (certificate,) = certify(Broken(), image, 0.1 / 1.2816 * 5, plan=FixedBudget(n0=100, n=1000))
+    assert certificate.invalid > 50
+    assert certificate.count + certificate.invalid <= 1100
+    assert certificate.p_lower < (1000 - 50) / 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n0": 0}, "n0: expected an integer >= 1, got 0"),
+        ({"n": 0}, "n: expected an integer >= 1, got 0"),
+        ({"n": 9}, "n: expected at least 10, got 9: with fewer votes nothing can be certified at alpha = 0.001"),
+        ({"alpha": 0}, r"alpha: expected a number in \(0, 1\), got 0"),
+        ({"alpha": 1.5}, r"alpha: expected a number in \(0, 1\), got 1.5"),
+    ],
+    ids=repr,
+)
+def test_plans_are_checked(options, message):
+    with pytest.raises(InputError, match=message):
+        FixedBudget(**options)
+
+
+def test_bad_input_is_refused_by_the_call_not_by_the_iteration():
+    with pytest.raises(InputError, match="sigma: expected a finite number > 0, got -1"):
+        certify(network(), IMAGES, -1)
+
+
+def test_progress_is_shown_on_request(capsys):
+    list(certify(network(), IMAGES, 0.5, plan=FixedBudget(n=100), progress=True))
+    assert "certify: 100%" in capsys.readouterr().err
+    list(certify(network(), IMAGES, 0.5, plan=FixedBudget(n=100)))
+    assert capsys.readouterr().err == ""
+
+
+def test_no_images_no_certificates():
+    assert list(certify(network(), IMAGES[:0], 0.5)) == []
+
+
+def test_majority_is_predict():
+    votes = np.array([[90, 10, 0], [55, 45, 0], [10, 0, 90], [0, 0, 0], [33, 67, 0], [34, 66, 0]])
+    assert majority(votes).tolist() == [0, -1, 2, -1, 1, -1]
+    assert majority(votes, alpha=0.5).tolist() == [0, 0, 2, -1, 1, 1]
+    with pytest.raises(InputError, match="alpha: expected"):
+        majority(votes, alpha=0)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from scipy.stats import kstest
+
+from rs_plugins.core.noise import GaussianNoise, make_noise
+from rs_plugins.errors import InputError
+
+# Radii at sigma = 1: Φ⁻¹ of the probability, from tables.
+GOLDEN = [(0.5, 0.0), (0.6, 0.253347), (0.75, 0.674490), (0.9, 1.281552), (0.99, 2.326348), (0.999, 3.090232)]
+
+
+@pytest.mark.parametrize(("p", "radius"), GOLDEN)
+@pytest.mark.parametrize("sigma", [0.25, 1.0])
+def test_radius(p, radius, sigma):
+    assert GaussianNoise(sigma).radius(p) == pytest.approx(sigma * radius, abs=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.4999, -1, 1.1, float("nan")])
+def test_no_radius_below_one_half(p):
+    with pytest.raises(InputError, match=r"p_lower: expected a probability in \[1/2, 1\], got"):
+        GaussianNoise(1).radius(p)
+
+
+@pytest.mark.parametrize("sigma", [0.12, 1.5])
+def test_draws_are_gaussian(sigma):
+    draws = GaussianNoise(sigma).draw_(torch.empty(20_000), torch.Generator().manual_seed(3))
+    assert kstest(draws.numpy() / sigma, "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("sigma", [0, -1, float("nan"), float("inf"), "x"], ids=repr)
+def test_sigma_is_checked(sigma):
+    with pytest.raises(InputError, match="sigma: expected a finite number > 0, got"):
+        GaussianNoise(sigma)
+
+
+def test_a_family_must_offer_everything_a_certificate_needs():
+    with pytest.raises(
+        InputError, match=r"family: expected a noise family, got .*, whose noise has no name, norm, sigma"
+    ):
+        make_noise(lambda sigma: object(), 1.0)
+    assert make_noise(GaussianNoise, 1) == GaussianNoise(1.0)

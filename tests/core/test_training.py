@@ -1,0 +1,133 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from rs_plugins.core.training.gaussian import gaussian, plain
+from rs_plugins.core.training.loop import train
+from rs_plugins.errors import InputError, ModelError
+
+X = torch.rand(10, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0.5).long()
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Linear(4, 2)
+
+
+def run(objective=plain, **options):
+    model = network()
+    settings = {"epochs": 3, "batch_size": 4} | options
+    losses = train(model, X, Y, objective, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), **settings)
+    return model, losses
+
+
+def test_training_learns_digits():
+    digits = load_digits()
+    x = torch.tensor(digits.images / 16, dtype=torch.float32).flatten(1)
+    y = torch.tensor(digits.target)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = train(model, x[:1000], y[:1000], gaussian(0.2), optimizer=optimizer, epochs=8)
+    assert losses[-1] < losses[0] / 2
+    assert float((model(x[1000:]).argmax(1) == y[1000:]).float().mean()) > 0.8
+
+
+def test_a_step_is_that_of_the_gradient():
+    model = network()
+    loss = nn.functional.cross_entropy(model(X), Y)
+    expected = model.weight - 0.1 * torch.autograd.grad(loss, model.weight)[0]
+    trained, losses = run(epochs=1, batch_size=10)
+    torch.testing.assert_close(trained.weight, expected)
+    assert losses == [pytest.approx(loss.item())]
+
+
+def test_every_image_is_seen_unless_the_remainder_is_dropped():
+    def seen(**options):
+        images = []
+
+        def objective(model, x, y, generator):
+            images.extend(x[:, 0].tolist())
+            return plain(model, x, y, generator)
+
+        run(objective, epochs=1, **options)
+        return sorted(images)
+
+    everything = sorted(X[:, 0].tolist())
+    assert seen() == everything
+    assert len(seen(drop_last=True)) == 8
+    assert len(seen(drop_last=True, batch_size=5)) == 10
+
+
+def test_noise_has_the_right_size_and_is_fresh_each_step():
+    noisy = []
+    model = nn.Linear(4, 2)
+    model.register_forward_pre_hook(lambda module, inputs: noisy.append(inputs[0].clone()))
+    x, y = torch.full((500, 4), 0.5), torch.zeros(500, dtype=torch.int64)
+    train(model, x, y, gaussian(0.7), optimizer=torch.optim.SGD(model.parameters(), lr=0.0), epochs=3, batch_size=500)
+    assert not torch.equal(noisy[0], noisy[1])
+    assert float(torch.cat(noisy).std()) == pytest.approx(0.7, rel=0.05)
+    assert float(torch.cat(noisy).min()) < 0
+
+
+def test_the_seed_decides_and_the_global_generator_does_not():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = run(gaussian(0.5))[0].weight
+    torch.manual_seed(2)
+    assert torch.equal(first, run(gaussian(0.5))[0].weight)
+    assert not torch.equal(first, run(gaussian(0.5), seed=1)[0].weight)
+    assert not torch.equal(run(gaussian(0.5), seed=None)[0].weight, run(gaussian(0.5), seed=None)[0].weight)
+    torch.manual_seed(1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_scheduler_steps_after_each_epoch():
+    class Counter:
+        steps = 0
+
+        def step(self):
+            self.steps += 1
+
+    counter = Counter()
+    run(scheduler=counter)
+    assert counter.steps == 3
+
+
+def test_modes_are_restored():
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    model[0].train()
+    train(model, X, Y, plain, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), epochs=1)
+    assert [module.training for module in model.modules()] == [False, True, False]
+
+
+def test_progress_is_shown_on_request(capsys):
+    run(progress=True)
+    assert "train: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": -1}, InputError, "epochs: expected an integer >= 0, got -1"),
+        ({"batch_size": 0}, InputError, "batch_size: expected an integer >= 1, got 0"),
+        (
+            {"objective": lambda *_: torch.tensor(float("nan"))},
+            ModelError,
+            "loss: expected a finite value, got nan in epoch 0",
+        ),
+    ],
+    ids=["epochs", "batch size", "loss"],
+)
+def test_bad_settings_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        run(**options)
+
+
+def test_missing_labels_are_refused():
+    with pytest.raises(
+        InputError, match="y: expected one label for each of at least one image, got 10 images, 9 labels"
+    ):
+        train(network(), X, Y[:9], plain, optimizer=None, epochs=1)

@@ -1,0 +1,258 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.streams import stream
+from rs_plugins.core.votes import BLOCK, Poll, decide, default_chunk
+from rs_plugins.errors import InputError, ModelError, ModelWarning
+
+
+def network(classes=4):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, classes))
+
+
+IMAGES = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Recorder(nn.Module):
+    """Passes on what a network says, keeping the batches that it saw."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.batches = network, []
+
+    def forward(self, x):
+        self.batches.append(x.clone())
+        return self.network(x)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 63, 64, 65, 1000])
+def test_votes_are_those_of_a_plain_loop(chunk):
+    model, sigma, n = network(), 0.5, 150
+    votes = Poll(model, IMAGES, sigma, seed=7, chunk=chunk).votes(n)
+    for index, image in enumerate(IMAGES):
+        source = stream(7, "votes", index)
+        noise = torch.cat([GaussianNoise(sigma).draw_(torch.empty(BLOCK, 1, 4, 4), source) for _ in range(3)])[:n]
+        expected = torch.bincount(model(image + noise).argmax(1), minlength=4)
+        assert votes[index].tolist() == expected.tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(5)), st.integers(1, 5), st.integers(1, 200))
+def test_an_image_does_not_care_about_its_company(order, kept, chunk):
+    model = network()
+    together = Poll(model, IMAGES, 0.5).votes(70)
+    chosen = order[:kept]
+    apart = Poll(model, IMAGES[chosen], 0.5, indices=chosen, chunk=chunk).votes(70)
+    assert np.array_equal(apart, together[chosen])
+
+
+def test_seed_and_index_change_the_noise():
+    same = IMAGES[:1].expand(3, -1, -1, -1)
+    votes = Poll(network(), same, 1.0, indices=[0, 1, 2]).votes(500)
+    assert len({tuple(row) for row in votes.tolist()}) == 3
+    assert not np.array_equal(Poll(network(), same[:1], 1.0, seed=1).votes(500), votes[:1])
+    unseeded = [Poll(network(), same[:1], 1.0, seed=None).votes(500).tolist() for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+
+
+def test_batches_are_filled_across_images():
+    model = Recorder(network())
+    Poll(model, IMAGES, 0.5, chunk=64).votes(100)
+    sizes = [len(batch) for batch in model.batches[1:]]  # the first is the probe
+    assert sizes == [64] * 7 + [52]
+
+
+def test_noise_is_neither_clipped_nor_scaled():
+    model = Recorder(network())
+    Poll(model, IMAGES * 0 + 1, 0.5, chunk=500).votes(500)
+    seen = torch.cat(model.batches[1:])
+    assert float(seen.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(seen.mean()) == pytest.approx(1, abs=0.02)
+    assert seen.max() > 2.5
+    assert seen.min() < -0.5
+
+
+def test_adaptive_procedures_share_batches_and_results_come_in_order():
+    asked = {}
+
+    def until_majority():
+        total, number = np.zeros(4, dtype=np.int64), len(asked)
+        asked[number] = []
+        for want in (10, 20 + number, 40):
+            asked[number].append(want)
+            total += yield want
+            assert total.sum() == sum(asked[number])
+            if number % 2:
+                break
+        return number, total.tolist()
+
+    outcomes = list(Poll(network(), IMAGES, 0.5, chunk=16).run(until_majority))
+    assert [outcome.result[0] for outcome in outcomes] == list(range(5))
+    assert [sum(outcome.result[1]) for outcome in outcomes] == [70, 10, 72, 10, 74]
+    assert all(outcome.seconds > 0 for outcome in outcomes)
+
+
+class BatchSizeMatters(nn.Module):
+    """Its two classes are within rounding error of each other, and the batch size decides between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return torch.stack([torch.ones(len(x)), torch.full((len(x),), 1 + 1e-6 * (-1) ** len(x))], dim=1)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 8, 1000])
+def test_a_tie_within_rounding_is_decided_on_the_image_alone(chunk):
+    assert Poll(BatchSizeMatters(), IMAGES[:2], 0.5, chunk=chunk).votes(20).tolist() == [[20, 0], [20, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_only_close_decisions_are_taken_again(dtype):
+    class Constant(nn.Module):
+        batches = 0
+
+        def forward(self, x):
+            self.batches += 1
+            return x.flatten(1)
+
+    model, eps = Constant(), torch.finfo(dtype).eps
+    clear = torch.tensor([[8.0, 4.0, 1.0], [-math.inf, 0.0, -9.0], [math.inf, 0.0, 1.0]], dtype=dtype)
+    assert decide(model, clear[:2], 3).tolist() == [0, 1]
+    assert model.batches == 1
+    close = torch.tensor([[8.0, 8.0 - 8 * eps, 1.0], [8.0, 4.0, 1.0]], dtype=dtype)
+    assert decide(model, close, 3).tolist() == [0, 0]
+    assert model.batches == 3
+    assert decide(model, clear[2:], 3).tolist() == [0]
+
+
+class SometimesNaN(nn.Module):
+    """NaN logits wherever the first pixel is above a threshold; without noise the images are below it."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, x):
+        pixel = x.flatten(1)[:, :1]
+        logits = torch.cat([torch.full_like(pixel, math.inf), torch.zeros_like(pixel)], dim=1)
+        logits[:, :1] = torch.where(pixel > self.threshold, math.nan, 1.0)
+        return logits
+
+
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_nan_logits_are_no_votes(chunk):
+    images = IMAGES * 0 + 0.5
+    with pytest.warns(
+        ModelWarning, match=r"image \d: \d+ noisy copies gave NaN logits; they count as votes for no class"
+    ):
+        votes = Poll(SometimesNaN(1.0), images, 0.5, chunk=chunk).votes(400)
+    assert votes[:, 1].sum() == 0
+    assert ((votes[:, 0] > 300) & (votes[:, 0] < 380)).all()  # P(N(0, 1) < 1) = .84
+
+
+def test_half_precision_models_vote_too():
+    votes = Poll(network().bfloat16(), IMAGES, 0.5).votes(50)
+    assert votes.sum(axis=1).tolist() == [50] * 5
+
+
+def test_the_model_is_in_eval_mode_while_voting_and_as_before_between_results():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(16, 3)).train()
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    seen = []
+    model[1].register_forward_hook(lambda module, inputs, output: seen.append(module.training or model.training))
+
+    def ask():
+        return (yield 10)
+
+    for _ in Poll(model, IMAGES, 0.5, chunk=10).run(ask):
+        assert [module.training for module in model.modules()] == modes
+    assert seen
+    assert not any(seen)
+
+
+def test_an_exception_in_the_model_restores_it():
+    model = network().train()
+    handle = model[1].register_forward_hook(lambda module, inputs, output: 1 / (len(output) - 7))
+    poll = Poll(network(), IMAGES, 0.5, chunk=7)
+    poll.model = model
+    with pytest.raises(ZeroDivisionError):
+        poll.votes(100)
+    handle.remove()
+    assert model.training
+
+
+def test_the_global_generators_are_left_alone():
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    Poll(network(), IMAGES, 0.5, seed=None).votes(10)
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_no_images_no_votes():
+    assert Poll(network(), IMAGES[:0], 0.5, classes=4).votes(10).shape == (0, 4)
+
+
+def test_a_model_whose_number_of_columns_changes_is_stopped():
+    class Growing(nn.Module):
+        weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return torch.zeros(len(x), 2 + (len(x) > 1))
+
+    with pytest.raises(ModelError, match="model: expected 2 columns of logits, got 3"):
+        Poll(Growing(), IMAGES, 0.5, device="cpu").votes(10)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sigma": 0}, InputError, "sigma: expected a finite number > 0, got 0"),
+        ({"images": IMAGES * 2}, InputError, r"images: expected pixels in \[0, 1\], got values from .* to"),
+        (
+            {"images": IMAGES[0, 0, 0]},
+            InputError,
+            r"images: expected a batch of shape \(n, \*input\), got shape \(4,\)",
+        ),
+        ({"images": IMAGES[:, :, :3]}, ModelError, r"model: it fails on an input of shape \(1, 1, 3, 4\)"),
+        ({"indices": [1]}, InputError, r"indices: expected one per image \(5\), got 1"),
+        ({"chunk": 0}, InputError, "chunk: expected an integer >= 1, got 0"),
+        ({"classes": 3}, ModelError, "model: expected 3 columns of logits, got 4"),
+        ({"classes": 1}, InputError, "classes: expected an integer >= 2, got 1"),
+        ({"seed": 0.5}, InputError, "seed: expected an integer or None, got 0.5"),
+        ({"device": "cuda:7"}, InputError, "device: expected"),
+        ({"model": print}, InputError, "model: expected a torch.nn.Module, got builtin_function_or_method"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_input_is_refused_before_any_vote(options, error, message):
+    arguments = {"model": network(), "images": IMAGES, "sigma": 0.5} | options
+    model, images, sigma = (arguments.pop(name) for name in ("model", "images", "sigma"))
+    with pytest.raises(error, match=message):
+        Poll(model, images, sigma, **arguments)
+
+
+def test_chunks_are_modest_on_a_cpu_and_large_on_a_gpu():
+    sizes = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)]
+    on_cpu = [default_chunk(torch.empty(size), torch.device("cpu")) for size in sizes]
+    on_gpu = [default_chunk(torch.empty(size), torch.device("cuda")) for size in sizes]
+    assert on_cpu == sorted(on_cpu, reverse=True)
+    assert all(16 <= cpu <= 512 < 1000 or cpu <= gpu for cpu, gpu in zip(on_cpu, on_gpu, strict=True))
+    assert all(gpu >= 64 and gpu > cpu for cpu, gpu in zip(on_cpu, on_gpu, strict=True))
+
+
+def test_no_warning_where_all_is_well():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Poll(network(), IMAGES, 0.5).votes(10)
