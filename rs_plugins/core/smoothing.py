@@ -176,10 +176,11 @@ def _log_sum_gradient(logits: Logits, x: Tensor, y: Tensor, parts: Sequence[Tens
     for part in parts:
         leaf = x.clone().requires_grad_()
         chosen = _log_probabilities(logits, leaf, part)[torch.arange(len(x)), :, y]
-        if not chosen.requires_grad:
-            raise ModelError("model: no gradient flows from its logits to its input, so gradients cannot attack it")
         share = chosen.logsumexp(dim=1)
-        (slope,) = torch.autograd.grad(share.sum(), leaf)
+        # Logits can have a gradient that goes to the parameters alone.
+        (slope,) = torch.autograd.grad(share.sum(), leaf, allow_unused=True) if share.requires_grad else (None,)
+        if slope is None:
+            raise ModelError("model: no gradient flows from its logits to its input, so gradients cannot attack it")
         share = share.detach()
         new = torch.logaddexp(total, share)
         gradient = _weighted(gradient, total - new) + _weighted(slope, share - new)
