@@ -17,7 +17,10 @@ def per_image(value: float | Tensor, reference: Tensor, name: str) -> Tensor:
     Raises:
         InputError: If it is neither, is negative, or is not finite.
     """
-    tensor = torch.as_tensor(value, dtype=reference.dtype, device=reference.device).detach()
+    try:
+        tensor = torch.as_tensor(value, dtype=reference.dtype, device=reference.device).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name}: expected a number or one per image, got {value!r}") from None
     if tensor.numel() not in (1, len(reference)):
         shape = tuple(tensor.shape)
         raise InputError(
