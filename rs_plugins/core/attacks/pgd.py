@@ -21,7 +21,8 @@ def pgd_l2(
 ) -> Tensor:
     """Climb ``ascent`` from ``x`` within the l2 ball of radius ``eps`` and the box [0, 1] (Salman et al. 2019).
 
-    An image whose gradient is zero or not finite takes its step in a random direction, so that it is not stuck.
+    An image whose gradient is zero or not finite takes its step in a random direction, so that it is not stuck; always
+    in the same one, so that it reaches the sphere as the others do.
 
     Args:
         ascent: Called with the current images (n, *input) and the number of the step, returns the direction in which to
@@ -30,7 +31,7 @@ def pgd_l2(
         eps: Radius in pixels, a number or one per image.
         step: Length of a step in pixels, a number or one per image.
         steps: Number of steps, >= 1.
-        seed: Seed of the random directions.
+        seed: Seed of the random direction.
 
     Returns:
         The perturbed images (n, *input), detached: exactly in [0, 1], within ``eps`` up to rounding.
@@ -42,10 +43,12 @@ def pgd_l2(
     check_count(steps, "steps")
     eps, step = per_image(eps, x, "eps"), per_image(step, x, "alpha")
     x = x.detach().clone()
+    source = stream(seed, "direction", device=x.device)
+    anywhere = torch.randn(x.shape[1:], generator=source, device=x.device).to(
+        x.dtype
+    )  # always the same: no random walk
     delta = torch.zeros_like(x)
     for number in range(steps):
-        source = stream(seed, "direction", number, device=x.device)
-        anywhere = torch.randn(x.shape[1:], generator=source, device=x.device).to(x.dtype)
         delta = delta + step * normalise_l2(ascent(x + delta, number), otherwise=anywhere)
         delta = project_l2(project_box(delta, x), eps)
     return (x + delta).clamp(0, 1)  # the sum may round one step out of the box
