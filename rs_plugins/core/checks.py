@@ -74,7 +74,7 @@ def check_images(x: Tensor, name: str = "x") -> Tensor:
     """
     check_floating(x, name)
     if x.numel():
-        low, high = (float(bound) for bound in x.aminmax())
+        low, high = (float(bound) for bound in x.detach().aminmax())
         if low < -PIXEL_TOLERANCE or high > 1 + PIXEL_TOLERANCE:
             raise InputError(
                 f"{name}: expected pixels in [0, 1], got values from {low:.6g} to {high:.6g}; "
