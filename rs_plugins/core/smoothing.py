@@ -73,6 +73,10 @@ class SmoothedModel(nn.Module):
         """Standard deviation of the noise, in pixels."""
         return self._noise.sigma
 
+    @sigma.setter
+    def sigma(self, sigma: float) -> None:
+        self._noise = make_noise(self.family, sigma)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities (n, classes) of the soft vote at ``x`` (n, *input)."""
         if self.training:
@@ -87,10 +91,15 @@ class SmoothedModel(nn.Module):
 
         With ``noise="fixed"`` they are the same at every call, with ``"fresh"`` new ones.
         """
-        if self.noise == "fresh":
-            self._calls += 1
-        source = stream(self.seed, "soft vote", self._calls if self.noise == "fresh" else 0, device=x.device)
+        if self.noise == "fixed":
+            return self.fixed_draws(x)
+        self._calls += 1
+        source = stream(self.seed, "soft vote", self._calls, device=x.device)
         return shared_draws(self._noise, self.samples, x, source)
+
+    def fixed_draws(self, x: Tensor) -> Tensor:
+        """Return the draws (samples, *input) that the seed stands for, whatever ``noise`` says."""
+        return shared_draws(self._noise, self.samples, x, stream(self.seed, "soft vote", device=x.device))
 
     def votes(self, x: Tensor, n: int, *, seed: int | None = 0, indices: Sequence[int] | None = None) -> Counts:
         """Return how many of ``n`` noisy copies of each image the base classifier puts into each class.

@@ -154,3 +154,20 @@ def test_impossible_values_are_refused_before_the_first_gradient(changed, messag
     arguments = {"x": X, "eps": 0.3, "step": 0.1, "steps": 2} | changed
     with pytest.raises(InputError, match=message):
         pgd_l2(never, arguments.pop("x"), **arguments)
+
+
+def test_a_mask_keeps_the_pixels_it_hides_and_spends_the_whole_budget_on_the_others():
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) * 0.2 + 0.4
+    x[0, 0] = 1 + 5e-7  # tolerated, and not to be touched where it is hidden
+    mask = torch.tensor([[False, True, True, False]])
+    free_gradient = torch.tensor([1.0, 0.3, -0.4, 1.0])
+    adv = pgd_l2(lambda x, _: free_gradient.expand_as(x), x, eps=0.1, step=0.05, steps=4, mask=mask)
+    assert torch.equal(adv[:, [0, 3]], x[:, [0, 3]])
+    torch.testing.assert_close((adv - x)[:, 1:3], torch.tensor([[0.06, -0.08]]).expand(3, 2), atol=1e-6, rtol=0)
+
+
+def test_a_mask_also_holds_where_there_is_no_gradient():
+    x, mask = torch.full((2, 4), 0.5), torch.tensor([[False, True, True, True], [False] * 4])
+    adv = pgd_l2(lambda x, _: torch.zeros_like(x), x, eps=0.1, step=0.05, steps=2, mask=mask)
+    assert torch.equal(adv[~mask], x[~mask])
+    assert bool((adv[0] != x[0]).any())

@@ -268,3 +268,16 @@ def test_impossible_values_are_refused_before_the_model_is_run(changed, message)
 def test_a_model_that_is_no_classifier_is_refused(model, message):
     with pytest.raises(ModelError, match=message):
         attack(model)
+
+
+def test_watch_sees_every_step_the_images_and_the_gradient_of_the_loss():
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(6, 3), torch.rand(2, 6), torch.tensor([0, 1])
+    seen = []
+    smooth_adv_pgd(
+        model, x, y, 0.25, steps=3, targeted=True, watch=lambda number, at, slope: seen.append((number, at, slope))
+    )
+    assert [number for number, _, _ in seen] == [0, 1, 2]
+    assert torch.equal(seen[0][1], x)
+    climb = smooth_adv_pgd(model, x, y, 0.25, eps=0.01, step=0.01, steps=1)
+    assert bool((((climb - x) * seen[0][2]).flatten(1).sum(1) > 0).all())  # of the loss itself, also if targeted

@@ -178,3 +178,15 @@ def test_many_draws_of_a_linear_model_approach_the_probit_formula():
     p = SmoothedModel(linear, 0.5, samples=20_000).eval()(x)[0, 1].exp().detach()
     expected = 0.5 * (1 + math.erf(0.2 / 0.5 / math.sqrt(2)))
     assert float(p) == pytest.approx(expected, abs=0.02)
+
+
+def test_sigma_can_be_changed_and_the_fixed_draws_follow_whatever_the_mode():
+    model = SmoothedModel(nn.Linear(3, 2), 0.5, samples=4, noise="fresh", seed=3)
+    x = torch.zeros(1, 3)
+    before = model.fixed_draws(x)
+    assert torch.equal(before, SmoothedModel(nn.Linear(3, 2), 0.5, samples=4, seed=3).draws(x))
+    assert not torch.equal(model.draws(x), before)
+    model.sigma = 1.0
+    torch.testing.assert_close(model.fixed_draws(x), 2 * before)
+    with pytest.raises(InputError, match="sigma: expected a finite number > 0, got -1"):
+        model.sigma = -1

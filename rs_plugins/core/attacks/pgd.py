@@ -17,6 +17,7 @@ def pgd_l2(
     eps: float | Tensor,
     step: float | Tensor,
     steps: int,
+    mask: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Climb ``ascent`` from ``x`` within the l2 ball of radius ``eps`` and the box [0, 1] (Salman et al. 2019).
@@ -31,6 +32,7 @@ def pgd_l2(
         eps: Radius in pixels, a number or one per image.
         step: Length of a step in pixels, a number or one per image.
         steps: Number of steps, >= 1.
+        mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
         seed: Seed of the random direction.
 
     Returns:
@@ -47,8 +49,9 @@ def pgd_l2(
     anywhere = torch.randn(x.shape[1:], generator=source, device=x.device).to(
         x.dtype
     )  # always the same: no random walk
+    free = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.to(x.device).expand_as(x)
     delta = torch.zeros_like(x)
     for number in range(steps):
-        delta = delta + step * normalise_l2(ascent(x + delta, number), otherwise=anywhere)
+        delta = delta + step * free * normalise_l2(free * ascent(x + delta, number), otherwise=anywhere)
         delta = project_l2(project_box(delta, x), eps)
-    return (x + delta).clamp(0, 1)  # the sum may round one step out of the box
+    return torch.where(free, (x + delta).clamp(0, 1), x)  # the sum may round one step out of the box

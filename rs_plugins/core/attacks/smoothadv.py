@@ -1,5 +1,7 @@
 """SmoothAdv: attacks on a smoothed classifier (Salman et al. 2019)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,10 @@ def smooth_adv_pgd(
     noise: NoiseMode = "fixed",
     family: Family = GaussianNoise,
     targeted: bool = False,
+    mask: Tensor | None = None,
     seed: int | None = 0,
     chunk: int | None = None,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Perturb ``x`` so that the classifier smoothed with ``sigma`` is wrong about it: PGD on -log mean softmax.
 
@@ -43,8 +47,10 @@ def smooth_adv_pgd(
         noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
         family: The noise family.
         targeted: Whether to make the classifier say ``y`` instead of anything else.
+        mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
         seed: Seed of the draws; None takes one from the operating system.
         chunk: At most this many noisy images per forward pass.
+        watch: Called at each step with its number, from 0, the current images and the gradient of the loss there.
 
     Returns:
         The perturbed images (n, *input), detached.
@@ -64,7 +70,9 @@ def smooth_adv_pgd(
         source = stream(seed, "attack", number if noise == "fresh" else 0, device=x.device)
         draws = shared_draws(distribution, samples, current, source)
         _, gradient = soft_vote_gradient(logits, current, y, draws, chunk=chunk)
+        if watch is not None:
+            watch(number, current, gradient)
         return sign * gradient
 
     with torch.no_grad():
-        return pgd_l2(ascent, x, eps=eps, step=step, steps=steps, seed=seed)
+        return pgd_l2(ascent, x, eps=eps, step=step, steps=steps, mask=mask, seed=seed)
