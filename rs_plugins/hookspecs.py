@@ -19,7 +19,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(frozen=True, order=True)
 class Component:
-    """Something that can be looked up by name: ``kind`` is one of `KINDS`, ``target`` is ``"package.module:attribute"``."""
+    """Something to be looked up by name: ``kind`` is one of `KINDS`, ``target`` is ``"package.module:attribute"``."""
 
     kind: str
     name: str
@@ -28,7 +28,7 @@ class Component:
 
 @dataclass(frozen=True, order=True)
 class Export:
-    """A name to place into the namespace of the module ``host``, for example ``"torchattacks"`` or ``"art.attacks.evasion"``."""
+    """A name to place into the module ``host``, for example ``"torchattacks"`` or ``"art.attacks.evasion"``."""
 
     host: str
     name: str

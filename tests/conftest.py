@@ -1,0 +1,55 @@
+"""Every test runs under RS_PLUGINS_STRICT; `site` is a folder of throw-away packages and plugins on the path."""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+os.environ["RS_PLUGINS_STRICT"] = "1"
+
+
+class Site:
+    """Stands in for site-packages."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, name: str, source: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+
+    def plugin(self, name: str, source: str, *, distribution: str | None = None, version: str = "1.0") -> None:
+        """Install a plugin: a module ``<name>_plugin``, and a distribution whose entry point names it."""
+        distribution = distribution or f"dist-{name}"
+        imports = "from rs_plugins.hookspecs import Component, Export, hookimpl\n"
+        self.write(f"{name}_plugin.py", imports + textwrap.dedent(source))
+        folder = f"{distribution}-{version}.dist-info"
+        self.write(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        self.write(f"{folder}/entry_points.txt", f"[rs_plugins]\n{name} = {name}_plugin\n")
+
+    def exporting(self, name: str, *exports: tuple[str, str, str]) -> None:
+        """Install a plugin that exports ``(host, name, target)``."""
+        items = ", ".join(f"Export({host!r}, {attribute!r}, {target!r})" for host, attribute, target in exports)
+        self.plugin(name, f"@hookimpl\ndef rs_plugins_exports():\n    return [{items}]\n")
+
+    def entry_points(self) -> list[importlib.metadata.EntryPoint]:
+        found = importlib.metadata.distributions(path=[str(self.folder)])
+        return [point for distribution in found for point in distribution.entry_points]
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    yield Site(folder)
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        if any(place and Path(place).is_relative_to(folder) for place in places):
+            del sys.modules[name]
