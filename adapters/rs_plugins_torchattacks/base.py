@@ -257,8 +257,8 @@ class SmoothedAttack(Attack):
             return super().save(*args, **kwargs)
 
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
-        """Return the model's own output for ``inputs`` in eval mode, without gradient."""
-        with self._undisturbed():
+        """Return the model's own output for ``inputs``, without gradient and with every submodule in eval mode."""
+        with evaluating(self.model):  # the host changes nothing if the root is in eval mode already
             output: Tensor = super().get_output_with_eval_nograd(inputs)
         return output
 
