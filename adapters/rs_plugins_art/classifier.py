@@ -1,0 +1,400 @@
+"""The smoothed classifier as an ART estimator."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from torch import Tensor, nn
+
+from rs_plugins.core.certification import ABSTAIN, Certificate, FixedBudget, certify, majority
+from rs_plugins.core.checks import check_count, check_images, check_probability
+from rs_plugins.core.confidence import majority_p_value
+from rs_plugins.core.models import evaluating
+from rs_plugins.core.noise import Family, GaussianNoise
+from rs_plugins.core.smoothing import soft_vote
+from rs_plugins.core.streams import stream
+from rs_plugins.core.training.gaussian import gaussian
+from rs_plugins.core.training.loop import Objective, Scheduler, train
+from rs_plugins.core.votes import Counts, Poll, decide, default_chunk, warn_invalid
+from rs_plugins.errors import InputError, ModelError
+from rs_plugins_art.arrays import Array, host_rows, to_targets
+from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
+from rs_plugins_art.gradients import SmoothedGradients, refuse_training_mode
+
+_SAVED = (
+    *("sigma", "samples", "noise", "output", "alpha", "seed", "chunk"),
+    *("input_shape", "nb_classes", "channels_first"),
+)
+
+
+class SmoothedClassifier(SmoothedGradients):
+    """A classifier under Gaussian noise (Cohen et al. 2019) that ART's attacks and metrics take as it is.
+
+    Smoothing is inside ``.model``, a `SmoothedModel`, so whatever ART does with the estimator or rebuilds from its
+    module attacks the smoothed classifier. `predict` is its soft vote, `certify` its hard vote: they can differ.
+
+    Args:
+        model: The base classifier, (n, *input) in pixels to logits (n, classes), normalisation inside.
+        sigma: Standard deviation of the noise, in pixels.
+        loss: None or ``torch.nn.CrossEntropyLoss()``.
+        input_shape: Shape of one image; learnt from the first batch if not given.
+        nb_classes: Number of classes, >= 2; found by running the model once if not given.
+        optimizer: Needed by `fit` only; over the parameters of ``model``.
+        samples: Noise draws of the soft vote, shared by all images.
+        noise: Draws that gradients see. ``"fixed"``: those of `predict`, made from ``seed``. ``"fresh"``: new ones at
+            each call. `predict` and `compute_loss` always use the fixed ones: equal inputs give equal outputs.
+        output: What `predict` and `class_gradient` are of: ``"log_probs"``, shifted as ART needs them, or ``"probs"``.
+        family: The noise family.
+        alpha: Failure probability of a certificate, and of a prediction that may abstain.
+        seed: Seed of every draw; None takes one from the operating system.
+        chunk: At most this many noisy images per forward pass; chosen by device and size if not given.
+        channels_first: Where the colour channels are, for attacks that ask.
+        clip_values: (0, 1), or None for attacks that may leave the box.
+        device_type: The model's own device, where everything stays; only needed for a model without parameters.
+        **host: What else ART's constructor takes, at its neutral value.
+
+    Raises:
+        InputError: If an argument has an impossible value, or ART would change images on their way to the model.
+        ModelError: If the model does not return logits (n, classes) without NaN for ``input_shape``.
+    """
+
+    # ---- predictions -----------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        x: Array,
+        batch_size: int = 128,
+        training_mode: bool = False,
+        *,
+        y: object = None,
+        logits: object = None,
+        verbose: object = None,
+        is_abstain: bool = False,
+    ) -> Array:
+        """Return the soft vote at ``x`` (n, *input) as float64 rows (n, classes), or hard votes on request.
+
+        It is a function of each image alone: the same noise draws serve all images and all calls.
+
+        Args:
+            x: Floating point, pixels; values outside [0, 1] are taken as they are.
+            batch_size: Images per pass; each has ``samples`` noisy copies, of which ``chunk`` go through at once.
+            training_mode: False: predictions are defined in eval mode.
+            y: Not used; some callers pass it.
+            logits: Not used; some callers pass it.
+            verbose: Not used; some callers pass it.
+            is_abstain: Return one-hot hard votes under the same draws instead, and a row of zeros where they do not
+                tell the two leading classes apart at ``alpha`` (PREDICT of Cohen et al. 2019).
+
+        Raises:
+            InputError: If an argument has an impossible value.
+            ModelError: If the model does not return finite logits (n, classes).
+        """
+        refuse_training_mode(training_mode)
+        check_count(batch_size, "batch_size")
+        images = self._images(x)
+        if is_abstain:
+            return self._hard_rows(images)
+        rows = self._log_probabilities(images, batch_size)
+        if self.output == "log_probs":
+            return host_rows(rows)
+        return softmax(rows, axis=1)  # type: ignore[no-any-return]
+
+    def _log_probabilities(self, images: Tensor, batch_size: int) -> Array:
+        """Return log mean softmax (n, classes), float64, under the draws of `predict`."""
+        rows = np.empty((len(images), self.nb_classes))
+        device = self._device
+        draws = self.model.fixed_draws(images[:1].to(device))
+        with evaluating(self.model), torch.no_grad():
+            for start in range(0, len(images), batch_size):
+                part = images[start : start + batch_size].to(device)
+                vote = soft_vote(self.base_model, part, draws, chunk=self.chunk)
+                rows[start : start + batch_size] = vote.double().cpu().numpy()
+        if not np.isfinite(rows).all():
+            raise ModelError("model: expected finite logits, got NaN or infinity on noisy images")
+        return rows
+
+    def _hard_rows(self, images: Tensor) -> Array:
+        """Return ART's rows for hard votes: one-hot, or zeros for abstention, (n, classes) float64."""
+        if majority_p_value(self.samples, 0) > self.alpha:
+            raise InputError(
+                f"samples: {self.samples} are too few to predict at alpha = {self.alpha}: every row would abstain, "
+                "even if all votes agree"
+            )
+        answers = majority(self._fixed_votes(images), self.alpha)
+        rows = np.zeros((len(images), self.nb_classes))
+        rows[answers != ABSTAIN, answers[answers != ABSTAIN]] = 1
+        return rows
+
+    def _fixed_votes(self, images: Tensor) -> Counts:
+        """Return the hard votes (n, classes) under the draws of `predict`; NaN logits are votes for no class."""
+        device, classes = self._device, self.nb_classes
+        draws = self.model.fixed_draws(images[:1].to(device))
+        chunk = self.chunk or default_chunk(draws[0], device)
+        counts = np.zeros((len(images), classes + 1), dtype=np.int64)
+        with evaluating(self.model), torch.no_grad():
+            for row, image in enumerate(images):
+                for part in draws.split(chunk):
+                    winners = decide(self.base_model, image.to(device) + part, classes)
+                    counts[row] += winners.bincount(minlength=classes + 1).cpu().numpy()
+                warn_invalid(row, int(counts[row, -1]))
+        return counts[:, :-1]
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Array,
+        y: Array,
+        batch_size: int = 128,
+        nb_epochs: int = 10,
+        training_mode: bool = True,
+        drop_last: bool = False,
+        scheduler: Scheduler | None = None,
+        verbose: bool = False,
+        validation_data: None = None,
+    ) -> None:
+        """Train the base model with Gaussian noise (Cohen et al. 2019): cross-entropy on one fresh noisy copy per step.
+
+        Noise and order go on from call to call, so that trainers which call this once per batch see new noise.
+
+        Args:
+            x: (n, *input), pixels in [0, 1].
+            y: Labels in any form.
+            batch_size: Images per step.
+            nb_epochs: Passes over the data.
+            training_mode: Whether the base model is in train mode meanwhile (batch normalisation, dropout).
+            drop_last: Whether to leave out an incomplete last batch.
+            scheduler: Anything with a method ``step``, called after each epoch.
+            verbose: Whether to show a progress bar.
+            validation_data: None; some trainers pass it.
+
+        Raises:
+            InputError: If an argument has an impossible value, or there is no optimiser.
+            ModelError: If the loss becomes NaN or infinite.
+        """
+        if validation_data is not None:
+            raise InputError("validation_data: expected None; a smoothed classifier's fit does not validate")
+        if self._optimizer is None:
+            raise InputError("optimizer: needed for training; pass one to the constructor")
+        images = check_images(self._images(x), "x").detach()
+        targets = to_targets(y, n=len(images), classes=self.nb_classes)
+        objective = gaussian(self.sigma, self.family)
+        self._fits += 1
+        with _gradients_kept(self.base_model):
+            train(
+                self.base_model,
+                images,
+                targets.to(images.dtype) if targets.ndim == 2 else targets,
+                objective if training_mode else _in_eval_mode(objective),
+                optimizer=self._optimizer,
+                epochs=nb_epochs,
+                batch_size=batch_size,
+                scheduler=scheduler,
+                drop_last=drop_last,
+                seed=stream(self.seed, "fit", self._fits).initial_seed(),
+                progress=verbose,
+            )
+
+    def fit_generator(
+        self,
+        generator: Any,
+        nb_epochs: int = 20,
+        verbose: bool = False,
+        *,
+        training_mode: bool = True,
+        scheduler: Scheduler | None = None,
+    ) -> None:
+        """Train as `fit` does, on the batches of an ART data generator.
+
+        Args:
+            generator: An `art.data_generators.DataGenerator`; an epoch ends when it gave ``size`` images.
+            nb_epochs: Passes over the data.
+            verbose: Whether to show a progress bar for each batch.
+            training_mode: Whether the base model is in train mode meanwhile.
+            scheduler: Anything with a method ``step``, called after each epoch.
+
+        Raises:
+            InputError: As `fit`, or if the generator does not say its size.
+        """
+        size: Any = getattr(generator, "size", None)
+        check_count(size, "generator.size")
+        for _ in range(check_count(nb_epochs, "nb_epochs", least=0)):
+            seen = 0
+            while seen < size:
+                x, y = generator.get_batch()
+                self.fit(x, y, batch_size=len(x), nb_epochs=1, training_mode=training_mode, verbose=verbose)
+                seen += len(x)
+            if scheduler is not None:
+                scheduler.step()
+
+    # ---- certification ---------------------------------------------------------------------------------------------
+
+    def certify(
+        self,
+        x: Array,
+        n: int,
+        batch_size: int = 32,
+        *,
+        n0: int = 100,
+        alpha: float | None = None,
+        seed: int | None = None,
+        indices: Sequence[int] | None = None,
+        verbose: bool = False,
+    ) -> tuple[Array, Array]:
+        """Return the certified classes (n,), int64, -1 for abstention, and radii (n,), float64, in pixels.
+
+        Args:
+            x: (n, *input), pixels in [0, 1].
+            n: Votes per image that bound the probability of its class.
+            batch_size: Taken for ART's sake; ``chunk`` says how many noisy images go through at once. Neither changes
+                a result.
+            n0: Votes per image that select the class.
+            alpha: Failure probability of each certificate; the classifier's if not given.
+            seed: Seed of the votes; the classifier's if not given.
+            indices: Position of each image in its data set, on which its noise depends; 0, 1, … by default.
+            verbose: Whether to show a progress bar.
+
+        Raises:
+            InputError: If an argument has an impossible value.
+            ModelError: If the model does not return logits (n, classes).
+        """
+        check_count(batch_size, "batch_size")
+        records = self.certificates(x, n, n0=n0, alpha=alpha, seed=seed, indices=indices, verbose=verbose)
+        pairs = [(record.prediction, record.radius) for record in records]
+        return np.array([p for p, _ in pairs], dtype=np.int64), np.array([r for _, r in pairs], dtype=np.float64)
+
+    def certificates(
+        self,
+        x: Any,
+        n: int,
+        *,
+        n0: int = 100,
+        alpha: float | None = None,
+        seed: int | None = None,
+        indices: Sequence[int] | None = None,
+        verbose: bool = False,
+    ) -> Iterator[Certificate]:
+        """Certify like `certify`, and yield the full record of each image as soon as it is ready.
+
+        Checks are made at once, the work while the result is consumed.
+        """
+        images = self._images(x).detach()
+        return certify(
+            self.base_model,
+            images,
+            self.sigma,
+            plan=FixedBudget(n0=n0, n=n, alpha=self.alpha if alpha is None else alpha),
+            family=self.family,
+            seed=self.seed if seed is None else seed,
+            indices=indices,
+            classes=self._nb_classes,
+            chunk=self.chunk,
+            device=self._device,
+            progress=verbose,
+        )
+
+    def votes(
+        self,
+        x: Any,
+        n: int,
+        *,
+        alpha: float | None = None,
+        seed: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> tuple[Counts, Array]:
+        """Return ``n`` hard votes per image, (images, classes), and where PREDICT abstains on them, (images,).
+
+        They are drawn afresh for each image, not the draws of `predict`: with a seed that the attack did not know, they
+        are what to judge an attack by.
+
+        Args:
+            x: (images, *input), pixels in [0, 1].
+            n: Votes per image.
+            alpha: Level of the test between the two leading classes; the classifier's if not given.
+            seed: Seed of the votes; the classifier's if not given.
+            indices: Position of each image in its data set; 0, 1, … by default.
+        """
+        level = check_probability(self.alpha if alpha is None else alpha, "alpha")
+        images = self._images(x).detach()
+        counts = Poll(
+            self.base_model,
+            images,
+            self.sigma,
+            family=self.family,
+            seed=self.seed if seed is None else seed,
+            indices=indices,
+            classes=self._nb_classes,
+            chunk=self.chunk,
+            device=self._device,
+        ).votes(n)
+        return counts, majority(counts, level) == ABSTAIN
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+
+    def save(self, filename: str, path: str | None = None) -> None:
+        """Write ``<filename>.safetensors``, weights and settings, and ``<filename>.optimizer.pt`` if there is one.
+
+        Args:
+            filename: Name without ending.
+            path: Folder; ART's data folder if not given.
+        """
+        settings = {name: value for name, value in self.get_params().items() if name in _SAVED}
+        settings |= {"family": self.family(self.sigma).name, "clip_values": self._clip_values is not None}
+        save_classifier(stem(filename, path), self.base_model, settings, self._optimizer)
+
+    @classmethod
+    def load(
+        cls,
+        filename: str,
+        path: str | None = None,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        family: Family = GaussianNoise,
+        device_type: str | None = None,
+    ) -> "SmoothedClassifier":
+        """Return the classifier that `save` wrote; nothing in the files is executed.
+
+        Args:
+            filename: Name without ending.
+            path: Folder; ART's data folder if not given.
+            model: A base model of the same architecture, whose weights are overwritten.
+            optimizer: One over its parameters, to go on training with the saved state.
+            family: The noise family, if it is not the Gaussian one.
+            device_type: Only needed for a model without parameters.
+
+        Raises:
+            InputError: If a file is missing, of another program, or of another noise family.
+            ModelError: If ``model`` has another architecture than the one saved.
+        """
+        where = stem(filename, path)
+        settings = read_settings(where)
+        settings["clip_values"] = (0.0, 1.0) if settings["clip_values"] else None
+        saved, given = settings.pop("family"), family(settings["sigma"]).name
+        if saved != given:
+            raise InputError(f"family: expected the noise family {saved!r} that was saved, got {given!r}")
+        load_weights(where, model, optimizer)
+        return cls(model, optimizer=optimizer, family=family, device_type=device_type, **settings)
+
+
+def _in_eval_mode(objective: Objective) -> Objective:
+    """Return ``objective`` for a model whose batch normalisation and dropout stay as in evaluation."""
+
+    def frozen(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return objective(model.eval(), x, y, generator)
+
+    return frozen
+
+
+@contextmanager
+def _gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the ``.grad`` of every parameter afterwards."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
