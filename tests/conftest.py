@@ -29,7 +29,7 @@ class Site:
         distribution = distribution or f"dist-{name}"
         imports = "from rs_plugins.hookspecs import Component, Export, hookimpl\n"
         self.write(f"{name}_plugin.py", imports + textwrap.dedent(source))
-        folder = f"{distribution}-{version}.dist-info"
+        folder = f"{distribution.replace('-', '_')}-{version}.dist-info"
         self.write(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
         self.write(f"{folder}/entry_points.txt", f"[rs_plugins]\n{name} = {name}_plugin\n")
 
