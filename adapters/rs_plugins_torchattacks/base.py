@@ -131,7 +131,7 @@ class SmoothedAttack(Attack):
     def _goal(self, images: Tensor, labels: Tensor | None, classes: int) -> Tensor:
         """Return the labels to move away from or, in a targeted mode, towards: (n,), int64."""
         if isinstance(labels, Tensor):
-            labels = labels.detach().to(images.device)
+            labels = labels.detach().clone().to(images.device)
         if self.targeted:
             labels = self.get_target_label(images, labels)
             if isinstance(labels, Tensor):

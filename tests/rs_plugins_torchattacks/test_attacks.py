@@ -299,10 +299,14 @@ class Bad(nn.Module):
         (Bad(lambda z: z.detach()), "model: no gradient flows from its logits to its input"),
         (Bad(lambda z: nn.functional.one_hot(z.argmax(1), 5).float()), "model: no gradient flows from its logits"),
         (Sum(), r"labels: expected labels in \[0, 2\), got values from 0 to 4"),
+        (nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(72, 5)), "model: it changes its input in place"),
         (nn.Linear(72, 5), r"model: it fails on an input of shape \(1, 2, 6, 6\)"),
     ],
     ids=lambda case: case if isinstance(case, str) else "",
 )
 def test_models_that_cannot_be_attacked_are_refused(x, y, model, message):
+    x[0, 0, 0, 0] = -5e-7  # so that a ReLU in place changes something
+    copy = x.clone()
     with pytest.raises((ModelError, InputError), match=message):
         SmoothAdvPGD(model)(x, y)
+    assert torch.equal(x, copy)
