@@ -9,7 +9,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from rs_plugins.core.checks import check_count, check_probability, check_seed
+from rs_plugins.core.checks import check_count, check_positive, check_probability, check_seed
 from rs_plugins.core.models import device_and_dtype, probe
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.smoothing import NoiseMode, SmoothedModel, check_noise_mode
@@ -99,7 +99,9 @@ class SmoothedEstimator(PyTorchClassifier):
 
     # ---- settings --------------------------------------------------------------------------------------------------
 
-    sigma = _of_module("sigma", lambda value: value, "Standard deviation of the noise, in pixels.")
+    sigma = _of_module(
+        "sigma", lambda value: check_positive(value, "sigma"), "Standard deviation of the noise, in pixels."
+    )
     samples = _of_module("samples", lambda value: check_count(value, "samples"), "Noise draws of the soft vote.")
     noise = _of_module("noise", check_noise_mode, "Which draws gradients see: fixed or fresh ones.")
     seed = _of_module("seed", lambda value: fresh_seed() if value is None else check_seed(value), "Seed of the draws.")
