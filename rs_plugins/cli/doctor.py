@@ -214,7 +214,7 @@ def check_numpy(env: Environment) -> _Findings:
     if numpy and env.version(_ART) and _at_least(numpy, 2, 0):
         yield Finding(
             "note",
-            f"numpy {numpy}: ART's HopSkipJump and BoundaryAttack hand float64 images to its own classifiers, which fail",
+            f"numpy {numpy}: ART's HopSkipJump and BoundaryAttack hand float64 images to its classifiers, which fail",
             "our SmoothedClassifier casts them",
         )
 

@@ -6,12 +6,20 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
-# As the shell and env(1) say it.
-_NOT_EXECUTABLE, _NOT_FOUND = 126, 127
+
+class _NoSuchScript(click.ClickException):
+    exit_code = 2  # as python says it
+
+
+class _NotExecutable(click.ClickException):
+    exit_code = 126  # as the shell and env(1) say it
+
+
+class _NotFound(click.ClickException):
+    exit_code = 127
 
 
 def site_path() -> str:
@@ -47,7 +55,7 @@ def run(command: tuple[str, ...]) -> None:
     try:
         os.execve(argv[0], argv, activated_environment(os.environ))
     except OSError as error:
-        _stop(f"cannot execute {argv[0]}: {error.strerror}", _NOT_EXECUTABLE)
+        raise _NotExecutable(f"cannot execute {argv[0]}: {error.strerror}") from error
 
 
 @click.command()
@@ -98,11 +106,11 @@ def _is_python_source(name: str) -> bool:
     path = Path(name)
     if path.suffix in (".py", ".pyc", ".pyw", ".pyz"):
         if not path.is_file() and not path.is_dir():
-            _stop(f"no such file: {name}", click.UsageError.exit_code)
+            raise _NoSuchScript(f"no such file: {name}")
         return True
     if path.is_dir():
         if not (path / "__main__.py").is_file():
-            _stop(f"{name} is a folder without a __main__.py", click.UsageError.exit_code)
+            raise _NoSuchScript(f"{name} is a folder without a __main__.py")
         return True
     if path.is_file() and not os.access(path, os.X_OK):
         return os.sep in name or zipfile.is_zipfile(path) or _find(name) is None
@@ -113,7 +121,7 @@ def _program(name: str) -> str:
     found = _find(name)
     if found is None:
         hint = "" if os.sep in name else f"; a module is run with: rs-plugins run -m {name}"
-        _stop(f"no such script or program: {name}{hint}", _NOT_FOUND)
+        raise _NotFound(f"no such script or program: {name}{hint}")
     return found
 
 
@@ -122,9 +130,3 @@ def _find(name: str) -> str | None:
     if os.sep in name:
         return name if Path(name).is_file() else None
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-
-
-def _stop(message: str, exit_code: int) -> NoReturn:
-    error = click.ClickException(message)
-    error.exit_code = exit_code
-    raise error
