@@ -167,7 +167,8 @@ def test_no_budget_returns_the_input():
 
 def test_an_image_without_gradient_moves_to_the_sphere():
     inside = X * 0.2 + 0.4
-    found = attack(lambda x: x.flatten(1)[:, :4] * 0, inside, eps=0.5)
+    found, other = (attack(lambda x: x.flatten(1)[:, :4] * 0, inside, eps=0.5, seed=seed) for seed in (0, 1))
+    assert not torch.equal(found, other)
     torch.testing.assert_close((found - inside).flatten(1).norm(dim=1), torch.full((5,), 0.5), atol=1e-6, rtol=0)
 
 
