@@ -50,6 +50,6 @@ def site(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     yield Site(folder)
     for name, module in list(sys.modules.items()):
-        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
-        if any(place and Path(place).is_relative_to(folder) for place in places):
+        place = getattr(module, "__file__", None)
+        if isinstance(place, str) and Path(place).is_relative_to(folder):
             del sys.modules[name]

@@ -95,7 +95,8 @@ class Environment:
         if done.returncode < 0:
             return f"the process was killed by {signal.Signals(-done.returncode).name}"
         if done.returncode:
-            return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            last = done.stderr.strip().splitlines()[-1:]  # of a traceback, this is the exception
+            return ": ".join(last if done.returncode == 1 and last else [f"exit code {done.returncode}", *last])
         seen: dict[str, Any] = json.loads(done.stdout)
         return seen
 
