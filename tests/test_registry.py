@@ -1,8 +1,14 @@
 """Loading plugins: each failure harms its own plugin only, is said once, and raises under strict."""
 
+import os
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
+import torch
 
 from rs_plugins import registry
 from rs_plugins.errors import PluginError, PluginWarning, UnknownNameError
@@ -239,3 +245,36 @@ def test_the_installed_plugins_are_ours():
     assert Export("torchattacks", "SmoothAdvPGD", "rs_plugins_torchattacks.attacks:SmoothAdvPGD") in registry.exports()
     assert "fixed-budget" in [component.name for component in registry.components("certifier")]
     assert registry.component("noise", "gaussian").__name__ == "GaussianNoise"
+
+
+def test_the_plugins_in_the_documentation_work(site):
+    """Install both as the page writes them down, then use them as it says."""
+    page = (Path(__file__).parent.parent / "docs/plugins.md").read_text()
+    files = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(files) == 6
+    for name, text in files:
+        if name == "pyproject.toml":
+            (distribution,) = re.findall(r'^name = "(.*)"', text, flags=re.MULTILINE)
+            (point,) = re.findall(r"^(\w+) = \"(\w+\.plugin)\"", text, flags=re.MULTILINE)
+            folder = distribution.replace("-", "_")
+            site.write(
+                f"{folder}-0.1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.1\n"
+            )
+            site.write(f"{folder}-0.1.dist-info/entry_points.txt", f"[rs_plugins]\n{point[0]} = {point[1]}\n")
+            site.write(f"{folder}/__init__.py", "")
+        else:
+            site.write(name, text)
+    it = Registry(site.entry_points())
+    noise = it.component("noise", "uniform")(0.25)
+    generator = torch.Generator().manual_seed(0)
+    assert noise.draw_(torch.empty(20_000), generator).std().item() == pytest.approx(0.25, rel=0.02)
+    assert noise.radius(1.0) == pytest.approx(3**0.5 * 0.25)
+    code = """
+import torch, torchattacks
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+print(torchattacks.__all__[-1], torchattacks.Shift(model)(torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 0, 1])).shape)
+"""
+    command = [str(Path(sys.executable).parent / "rs-plugins"), "run", "-c", code]
+    environ = os.environ | {"PYTHONPATH": str(site.folder)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("Shift torch.Size([4, 1, 3, 3])", "")
