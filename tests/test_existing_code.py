@@ -46,10 +46,6 @@ SCRIPTS = {
     "art_randomized_smoothing.py": ([], "ImportError: cannot import name 'SmoothedClassifier'"),
 }
 
-# Each costs two imports of a host; their way to look a name up is also tried on a fake host in test_activation.py.
-SLOW = {"ta_in_all.py", "ta_getmembers.py", "art_certification.py"}
-PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SCRIPTS]
-
 
 def command(script: str) -> list[str]:
     """Return the words after ``rs-plugins run``."""
@@ -68,7 +64,7 @@ def execute(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd="/", env=environ, capture_output=True, text=True, timeout=180)
 
 
-@pytest.mark.parametrize("script", PARAMETERS)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_existing_code(script):
     with ThreadPoolExecutor(2) as pool:
         plain = pool.submit(execute, plainly(script))
