@@ -45,12 +45,14 @@ def l2_norm(delta: Tensor) -> Tensor:
 def normalise_l2(gradient: Tensor, otherwise: Tensor) -> Tensor:
     """Return each image of ``gradient`` (n, *input) at unit l2 norm.
 
-    An image whose gradient is zero or not finite gets the direction ``otherwise`` (*input), normalised.
+    An image whose gradient is zero or not finite gets the direction ``otherwise`` (broadcastable), at unit norm as well
+    unless it is zero too.
     """
     peak = expand_like(gradient.flatten(1).abs().amax(dim=1), gradient)
     usable = peak.isfinite() & (peak > 0)  # NaN propagates through amax
     direction = torch.where(usable, gradient / torch.where(usable, peak, torch.ones_like(peak)), otherwise)
-    return direction / expand_like(torch.linalg.vector_norm(direction.flatten(1), dim=1), direction)
+    norm = expand_like(torch.linalg.vector_norm(direction.flatten(1), dim=1), direction)
+    return direction / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
 def project_l2(delta: Tensor, eps: Tensor) -> Tensor:

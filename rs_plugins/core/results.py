@@ -237,6 +237,21 @@ def format_down(value: float, digits: int = 8) -> str:
     return text if "." in text else f"{text}.0"
 
 
+def write_results(path: str | os.PathLike[str], results: Results) -> None:
+    """Write ``results`` as a log of the six common columns, for certificates of which no more is known.
+
+    Raises:
+        ResultsError: If this is a log of predictions.
+    """
+    columns = zip(
+        *(results.idx, results.label, results.predict, map(format_down, results._radii().tolist())),
+        *(results.correct.astype(int), map(format_time, results.seconds.tolist())),
+        strict=True,
+    )
+    lines = ["\t".join(COLUMNS), *("\t".join(str(cell) for cell in row) for row in columns)]
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
+
+
 class ResultsWriter:
     """Appends certificates to a log, each on disk before the next; goes on where a killed run stopped.
 

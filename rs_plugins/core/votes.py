@@ -200,11 +200,13 @@ def _winners(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the class of each row of ``logits``, and where it leads by less than rounding errors could change."""
     tolerance = min(2**10 * torch.finfo(logits.dtype).eps, 2**-7)  # networks lose some ten bits of a sum, not more
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    invalid = logits.isnan().any(dim=1)
-    (best, second), winners = logits.topk(2, dim=1).values.unbind(1), logits.argmax(dim=1)
-    scale = torch.where(logits.isfinite(), logits.abs(), 0.0).amax(dim=1)
-    close = ~invalid & ~(best - second > tolerance * scale)
-    return torch.where(invalid, logits.shape[1], winners), close
+    values, indices = logits.topk(2, dim=1)  # NaN counts as largest
+    (best, second), winners = values.unbind(1), indices[:, 0]
+    invalid = best.isnan()
+    scale = torch.maximum(best.abs(), logits.amin(dim=1).abs())
+    scale = torch.where(scale.isinf(), best.abs(), scale)  # -inf is how some models say "never"
+    close = ~(best - second > tolerance * scale) & ~invalid
+    return winners.masked_fill(invalid, logits.shape[1]), close
 
 
 class _Job(Generic[R]):

@@ -19,6 +19,7 @@ from rs_plugins.core.results import (
     format_time,
     parse_time,
     read_results,
+    write_results,
 )
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
@@ -226,6 +227,16 @@ def test_written_logs_are_read_back(tmp_path):
         assert getattr(results, name).tolist() == getattr(direct, name).tolist()
     assert (results.radius <= direct.radius).all()
     np.testing.assert_allclose(results.radius, direct.radius, rtol=1e-7)
+
+
+def test_tables_without_certificates_are_written_too(tmp_path):
+    table = Results.of(certificates(), LABELS)
+    write_results(tmp_path / "log.tsv", table)
+    again = read_results(tmp_path / "log.tsv")
+    assert (tmp_path / "log.tsv").read_text().startswith(HEADER)
+    assert again.predict.tolist() == table.predict.tolist()
+    np.testing.assert_allclose(again.radius, table.radius, rtol=1e-7)
+    np.testing.assert_allclose(again.seconds, table.seconds, atol=1e-6)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30])

@@ -247,6 +247,8 @@ def test_a_model_without_gradient_is_refused(model):
         ({"eps": -1}, "eps: expected finite values >= 0, got -1"),
         ({"x": X * 2}, r"x: expected pixels in \[0, 1\], got values from"),
         ({"x": X.int()}, "x: expected floating-point pixels"),
+        ({"y": Y[:3]}, r"y: expected one label per image, shape \(5,\), got shape \(3,\)"),
+        ({"seed": "x"}, "seed: expected an integer or None, got 'x'"),
     ],
     ids=lambda case: case if isinstance(case, str) else next(iter(case)),
 )

@@ -45,13 +45,11 @@ def pgd_l2(
     check_count(steps, "steps")
     eps, step = per_image(eps, x, "eps"), per_image(step, x, "alpha")
     x = x.detach().clone()
-    source = stream(seed, "direction", device=x.device)
-    anywhere = torch.randn(x.shape[1:], generator=source, device=x.device).to(
-        x.dtype
-    )  # always the same: no random walk
     free = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.to(x.device).expand_as(x)
+    source = stream(seed, "direction", device=x.device)
+    anywhere = free * torch.randn(x.shape[1:], generator=source, device=x.device).to(x.dtype)  # always: no random walk
     delta = torch.zeros_like(x)
     for number in range(steps):
-        delta = delta + step * free * normalise_l2(free * ascent(x + delta, number), otherwise=anywhere)
+        delta = delta + step * normalise_l2(free * ascent(x + delta, number), otherwise=anywhere)
         delta = project_l2(project_box(delta, x), eps)
     return torch.where(free, (x + delta).clamp(0, 1), x)  # the sum may round one step out of the box

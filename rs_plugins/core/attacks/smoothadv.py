@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rs_plugins.core.attacks.pgd import pgd_l2
-from rs_plugins.core.checks import check_count, check_images
+from rs_plugins.core.checks import check_count, check_images, check_labels, check_seed
 from rs_plugins.core.noise import Family, GaussianNoise, make_noise
 from rs_plugins.core.smoothing import Logits, NoiseMode, check_noise_mode, shared_draws, soft_vote_gradient
 from rs_plugins.core.streams import fresh_seed, stream
@@ -61,9 +61,10 @@ def smooth_adv_pgd(
     """
     check_images(x)
     check_count(samples, "samples")
+    check_labels(y, n=len(x))
     check_noise_mode(noise)
     distribution = make_noise(family, sigma)
-    seed = fresh_seed() if seed is None else seed
+    seed = fresh_seed() if seed is None else check_seed(seed)
     sign = -1.0 if targeted else 1.0
 
     def ascent(current: Tensor, number: int) -> Tensor:
