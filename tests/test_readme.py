@@ -1,0 +1,27 @@
+"""What the README shows is what happens."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+from scipy.stats import norm
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["predictions"].shape == names["radii"].shape == (20,)
+    assert (names["predictions"] == names["y_test"]).mean() > 0.5
+    assert len(capsys.readouterr().out.splitlines()) == 20
+    moved = (names["adversarial"] - names["torch"].tensor(names["x_test"])).flatten(1).norm(dim=1)
+    assert moved.max() <= 0.5 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("n", "radius"), [(1000, 0.62), (100_000, 0.95)])
+def test_the_largest_radii_of_the_readme(n, radius):
+    assert f"{radius} at `n={n:_}`".replace("1_000`", "1000`") in README
+    assert radius == math.floor(100 * 0.25 * norm.ppf(0.001 ** (1 / n)) + 0.5) / 100
