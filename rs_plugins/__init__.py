@@ -7,9 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
-    from rs_plugins_torchattacks.attacks import SmoothAdvPGD as SmoothAdvPGD
-
     from rs_plugins.activation import activate as activate
     from rs_plugins.activation import activated as activated
     from rs_plugins.activation import deactivate as deactivate
@@ -18,6 +15,8 @@ if TYPE_CHECKING:
     from rs_plugins.core.certification import certify as certify
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
+    from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
+    from rs_plugins_torchattacks.attacks import SmoothAdvPGD as SmoothAdvPGD
 
 __version__ = "0.1.0"
 

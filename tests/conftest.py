@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ["RS_PLUGINS_STRICT"] = "1"
+# On tensors this small, threads that wait for each other on a busy machine take many times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class Site:

@@ -8,15 +8,6 @@ MEAN, STD = [0.4, 0.5], [0.2, 0.25]
 CLASSES = 5
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """On tensors this small, threads that wait for each other on a busy machine take fifteen times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def seeded(make):
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -10,11 +10,11 @@ import torch
 import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 from torch import nn
 
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import InputError, ModelError
+from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 
 
 def noise_of(attack, x, seen):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 from torch import nn
 
 from rs_plugins.core.attacks.smoothadv import smooth_adv_pgd
 from rs_plugins.core.smoothing import SmoothedModel
+from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 
 SIGMA, SAMPLES = 0.3, 3
 MODES = {

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 import torchattacks
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 
 
 def loader(x, y):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 from torch import nn
 
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import InputError
+from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 
 REFUSED = "model: a SmoothedModel takes pixels, so normalisation belongs inside its base"
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torchattacks
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import RSPluginsWarning
+from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 
 BATCHNORM, DROPOUT = 1, 3
 MODES = {

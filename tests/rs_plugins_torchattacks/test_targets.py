@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
-from rs_plugins_torchattacks.targets import random_targets
 
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import InputError
+from rs_plugins_torchattacks.attacks import SmoothAdvPGD
+from rs_plugins_torchattacks.targets import random_targets
 
 MANY = torch.rand(600, 3, generator=torch.Generator().manual_seed(3))
 
