@@ -11,6 +11,24 @@ from torch import Tensor, nn
 from rs_plugins.errors import InputError, ModelError
 
 
+class NoisyModule(nn.Module):
+    """A module that adds noise by itself."""
+
+
+def check_noiseless(model: nn.Module, name: str) -> nn.Module:
+    """Return ``model`` if it is a module and none of its parts adds noise.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name}: expected a torch.nn.Module, got {type(model).__name__}")
+    noisy = [type(part).__name__ for part in model.modules() if isinstance(part, NoisyModule)]
+    if noisy:
+        raise InputError(f"{name}: expected a base classifier, got a {noisy[0]}; noise would be added twice")
+    return model
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Put ``model`` into eval mode, and every submodule back into its own mode afterwards, also after an exception."""
@@ -27,11 +45,9 @@ def device_and_dtype(model: nn.Module, device: torch.device | str | None = None)
     """Return where ``model`` computes and in which floating-point type.
 
     Raises:
-        InputError: If ``model`` is no module, if it has neither parameters nor buffers and ``device`` is not given, or
-            if ``device`` names another device than the model's.
+        InputError: If ``model`` has neither parameters nor buffers and ``device`` is not given, or if ``device`` names
+            another device than the model's.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     tensors = list(chain(model.parameters(), model.buffers()))
     floating = [t for t in tensors if t.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.float32

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count, check_seed
 from rs_plugins.core.geometry import expand_like
-from rs_plugins.core.models import check_logits
+from rs_plugins.core.models import NoisyModule, check_logits, check_noiseless
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.core.votes import Counts, Poll, default_chunk
@@ -24,7 +24,7 @@ Logits = Callable[[Tensor], Tensor]
 NoiseMode = Literal["fixed", "fresh"]
 
 
-class SmoothedModel(nn.Module):
+class SmoothedModel(NoisyModule):
     """A base classifier under noise: returns log((1/m) Σ_i softmax(f(x + e_i))), shape (n, classes).
 
     Cross-entropy of that output is the SmoothAdv objective (Salman et al. 2019), so an attack on this module attacks
@@ -55,11 +55,7 @@ class SmoothedModel(nn.Module):
         chunk: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(base, nn.Module):
-            raise InputError(f"base: expected a torch.nn.Module, got {type(base).__name__}")
-        if isinstance(base, SmoothedModel):
-            raise InputError("base: expected a base classifier, got a SmoothedModel; noise would be added twice")
-        self.base = base
+        self.base = check_noiseless(base, "base")
         self.family = family
         self._noise = make_noise(family, sigma)
         self.samples = check_count(samples, "samples")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count, check_images, check_indices, check_seed
-from rs_plugins.core.models import check_logits, device_and_dtype, evaluating, probe
+from rs_plugins.core.models import check_logits, check_noiseless, device_and_dtype, evaluating, probe
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.errors import ModelWarning
@@ -95,7 +95,7 @@ class Poll:
         chunk: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self.model = model
+        self.model = check_noiseless(model, "model")
         self.noise = make_noise(family, sigma)
         self.device, self.dtype = device_and_dtype(model, device)
         self.images = check_images(images, "images")
@@ -131,8 +131,8 @@ class Poll:
     ) -> Iterator[Ballot[R]]:
         """Run one fresh procedure per image and yield their outcomes in the order of the images.
 
-        The model is in eval mode during the forward passes, and as it was between any two results. The bar ``progress``
-        is advanced by the votes of each pass.
+        The model is in eval mode during the forward passes, and as it was between any two results. An `autocast` of the
+        caller is off: it would change the model. The bar ``progress`` is advanced by the votes of each pass.
         """
         exact = torch.promote_types(self.dtype, torch.float32)  # to half precision, the sum is rounded once
         buffer = torch.empty(self.chunk, *self.images.shape[1:], dtype=exact, device=self.device)
@@ -175,7 +175,7 @@ class Poll:
 
         busy = True
         while busy or live:
-            with evaluating(self.model), torch.inference_mode():
+            with evaluating(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                 while busy and not (live and live[0].ballot):
                     busy = forward_pass()
             while live and (ballot := live[0].ballot):

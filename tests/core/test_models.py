@@ -49,13 +49,12 @@ def test_device_and_dtype_come_from_the_model():
 @pytest.mark.parametrize(
     ("model", "device", "message"),
     [
-        (lambda x: x, None, "model: expected a torch.nn.Module, got function"),
         (Scale(), None, "model: it has no parameters or buffers, so its device is unknown; pass device='cpu'"),
         (network(), "meta", "device: expected the model's own device cpu, got meta"),
         (network(), "cuda:99", "device: expected a device of this machine, got 'cuda:99'"),
         (Scale(), "nonsense", "device: expected a device of this machine, got 'nonsense'"),
     ],
-    ids=["callable", "no parameters", "elsewhere", "no such GPU", "no such device"],
+    ids=["no parameters", "elsewhere", "no such GPU", "no such device"],
 )
 def test_devices_are_refused(model, device, message):
     with pytest.raises(InputError, match=message):

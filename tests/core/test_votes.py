@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import BLOCK, Poll, decide, default_chunk
 from rs_plugins.errors import InputError, ModelError, ModelWarning
@@ -200,6 +201,16 @@ def test_the_global_generators_are_left_alone():
     assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
 
 
+def test_the_autocast_of_the_caller_does_not_change_the_model():
+    model = Recorder(network())
+    seen = []
+    model.network[1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    expected = Poll(model, IMAGES, 0.5).votes(50)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(Poll(model, IMAGES, 0.5).votes(50), expected)
+    assert seen[-1] == torch.float32
+
+
 def test_no_images_no_votes():
     assert Poll(network(), IMAGES[:0], 0.5, classes=4).votes(10).shape == (0, 4)
 
@@ -232,6 +243,16 @@ def test_a_model_whose_number_of_columns_changes_is_stopped():
         ({"classes": 1}, InputError, "classes: expected an integer >= 2, got 1"),
         ({"seed": 0.5}, InputError, "seed: expected an integer or None, got 0.5"),
         ({"device": "cuda:7"}, InputError, "device: expected"),
+        (
+            {"model": SmoothedModel(network(), 0.5)},
+            InputError,
+            "model: expected a base classifier, got a SmoothedModel; noise",
+        ),
+        (
+            {"model": nn.Sequential(SmoothedModel(network(), 0.5))},
+            InputError,
+            "got a SmoothedModel; noise would be added",
+        ),
         ({"model": print}, InputError, "model: expected a torch.nn.Module, got builtin_function_or_method"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
