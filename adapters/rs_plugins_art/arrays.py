@@ -1,5 +1,6 @@
 """Between ART's arrays and core's tensors: images, labels of every form, and the rows that `predict` returns."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rs_plugins.core.checks import check_floating, check_labels
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsWarning
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +39,22 @@ def to_images(x: object, dtype: torch.dtype, name: str = "x") -> Tensor:
         InputError: If they are not floating point, not finite, or no batch.
     """
     return check_floating(to_tensor(x, name), name).to(dtype)
+
+
+def set_aside_broken(x: object) -> tuple[Tensor, Array]:
+    """Return ``x`` with zeros for every image that holds NaN or infinity, and where those are, (n,).
+
+    ART's Square attack asks for predictions of such images, after dividing zero by zero, and expects no error.
+    """
+    images = to_tensor(x, "x").detach()
+    if images.ndim < 2 or not images.is_floating_point():
+        return images, np.zeros(len(images) if images.ndim else 0, dtype=bool)
+    broken = ~images.flatten(1).isfinite().all(dim=1)
+    if bool(broken.any()):
+        images = torch.where(broken.reshape(-1, *[1] * (images.ndim - 1)), 0, images)
+        message = f"x: {int(broken.sum())} of {len(images)} images hold NaN or infinity; their predictions are NaN"
+        warnings.warn(message, RSPluginsWarning, stacklevel=4)
+    return images, broken.cpu().numpy()
 
 
 def to_targets(y: object, *, n: int, classes: int, name: str = "y") -> Tensor:

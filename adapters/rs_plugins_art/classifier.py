@@ -1,7 +1,6 @@
 """The smoothed classifier as an ART estimator."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.smoothing import soft_vote
 from rs_plugins.core.streams import stream
 from rs_plugins.core.training.gaussian import gaussian
-from rs_plugins.core.training.loop import Objective, Scheduler, train
+from rs_plugins.core.training.loop import Scheduler, train
 from rs_plugins.core.votes import Counts, Poll, decide, default_chunk, warn_invalid
 from rs_plugins.errors import InputError, ModelError
-from rs_plugins_art.arrays import Array, host_rows, to_targets
+from rs_plugins_art.arrays import Array, host_rows, set_aside_broken, to_targets
 from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
+from rs_plugins_art.fitting import gradients_kept, in_eval_mode
 from rs_plugins_art.gradients import SmoothedGradients, refuse_training_mode
 
 _SAVED = (
@@ -41,7 +41,7 @@ class SmoothedClassifier(SmoothedGradients):
         sigma: Standard deviation of the noise, in pixels.
         loss: None or ``torch.nn.CrossEntropyLoss()``.
         input_shape: Shape of one image; learnt from the first batch if not given.
-        nb_classes: Number of classes, >= 2; found by running the model once if not given.
+        nb_classes: Number of classes, >= 2; learnt with the shape, by running the model once, if not given.
         optimizer: Needed by `fit` only; over the parameters of ``model``.
         samples: Noise draws of the soft vote, shared by all images.
         noise: Draws that gradients see. ``"fixed"``: those of `predict`, made from ``seed``. ``"fresh"``: new ones at
@@ -65,7 +65,7 @@ class SmoothedClassifier(SmoothedGradients):
 
     def predict(
         self,
-        x: Array,
+        x: Any,
         batch_size: int = 128,
         training_mode: bool = False,
         *,
@@ -79,7 +79,8 @@ class SmoothedClassifier(SmoothedGradients):
         It is a function of each image alone: the same noise draws serve all images and all calls.
 
         Args:
-            x: Floating point, pixels; values outside [0, 1] are taken as they are.
+            x: Floating point, pixels; values outside [0, 1] are taken as they are. An image with NaN or infinity gets a
+                row of NaN, with a warning: some attacks try such images.
             batch_size: Images per pass; each has ``samples`` noisy copies, of which ``chunk`` go through at once.
             training_mode: False: predictions are defined in eval mode.
             y: Not used; some callers pass it.
@@ -94,10 +95,11 @@ class SmoothedClassifier(SmoothedGradients):
         """
         refuse_training_mode(training_mode)
         check_count(batch_size, "batch_size")
-        images = self._images(x)
         if is_abstain:
-            return self._hard_rows(images)
-        rows = self._log_probabilities(images, batch_size)
+            return self._hard_rows(self._images(x))
+        x, broken = set_aside_broken(x)
+        rows = self._log_probabilities(self._images(x), batch_size)
+        rows[broken] = np.nan
         if self.output == "log_probs":
             return host_rows(rows)
         return softmax(rows, axis=1)  # type: ignore[no-any-return]
@@ -183,12 +185,12 @@ class SmoothedClassifier(SmoothedGradients):
         targets = to_targets(y, n=len(images), classes=self.nb_classes)
         objective = gaussian(self.sigma, self.family)
         self._fits += 1
-        with _gradients_kept(self.base_model):
+        with gradients_kept(self.base_model):
             train(
                 self.base_model,
                 images,
                 targets.to(images.dtype) if targets.ndim == 2 else targets,
-                objective if training_mode else _in_eval_mode(objective),
+                objective if training_mode else in_eval_mode(objective),
                 optimizer=self._optimizer,
                 epochs=nb_epochs,
                 batch_size=batch_size,
@@ -378,23 +380,3 @@ class SmoothedClassifier(SmoothedGradients):
             raise InputError(f"family: expected the noise family {saved!r} that was saved, got {given!r}")
         load_weights(where, model, optimizer)
         return cls(model, optimizer=optimizer, family=family, device_type=device_type, **settings)
-
-
-def _in_eval_mode(objective: Objective) -> Objective:
-    """Return ``objective`` for a model whose batch normalisation and dropout stay as in evaluation."""
-
-    def frozen(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return objective(model.eval(), x, y, generator)
-
-    return frozen
-
-
-@contextmanager
-def _gradients_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the ``.grad`` of every parameter afterwards."""
-    before = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, gradient in before:
-            parameter.grad = gradient

@@ -159,10 +159,11 @@ class SmoothedEstimator(PyTorchClassifier):
 
     @property
     def nb_classes(self) -> int:
-        """Number of classes."""
-        if self._nb_classes is None:
+        """Number of classes; before the first batch what the last layer looks like, for attacks that ask so early."""
+        classes = _guess_classes(self.base_model) if self._nb_classes is None else self._nb_classes
+        if classes is None:
             raise InputError("nb_classes: not known before the first batch; pass nb_classes=... or input_shape=...")
-        return self._nb_classes
+        return classes
 
     @nb_classes.setter
     def nb_classes(self, classes: int | None) -> None:
@@ -292,6 +293,12 @@ class SmoothedEstimator(PyTorchClassifier):
 
 def _has_tensors(model: nn.Module) -> bool:
     return any(True for _ in (*model.parameters(), *model.buffers()))
+
+
+def _guess_classes(model: nn.Module) -> int | None:
+    """Return the width of the last layer with parameters if it is linear; the first batch will tell for certain."""
+    last = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None][-1:]
+    return last[0].out_features if last and isinstance(last[0], nn.Linear) else None
 
 
 def _device_type(model: nn.Module, device_type: str | None) -> str:

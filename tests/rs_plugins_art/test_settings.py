@@ -29,8 +29,18 @@ def test_two_arguments_suffice(x):
 
 @pytest.mark.parametrize("name", ["input_shape", "nb_classes"])
 def test_what_is_not_known_yet_is_said_by_name(name):
-    with pytest.raises(InputError, match=f"{name}: not known before the first batch; pass {name}=..."):
-        getattr(SmoothedClassifier(cnn(), 0.25), name)
+    with pytest.raises(InputError, match=rf"{name}: not known before the first batch; pass {name}=\.\.\."):
+        getattr(SmoothedClassifier(Sharp([1.0, 0.0], 0.5), 0.25), name)
+
+
+def test_until_the_first_batch_the_last_layer_says_how_many_classes_there_are():
+    """ART's attacks turn labels into rows before they show us an image."""
+    assert SmoothedClassifier(cnn(), 0.25).nb_classes == CLASSES
+    widening = nn.Sequential(nn.Flatten(), nn.Linear(72, 3), nn.ReflectionPad1d(1))
+    classifier = SmoothedClassifier(widening, 0.25)
+    assert classifier.nb_classes == 3  # a wrong guess
+    assert classifier.predict(np.zeros((1, *SHAPE), np.float32)).shape == (1, 5)
+    assert classifier.nb_classes == 5
 
 
 def test_the_number_of_classes_is_found_from_the_model_where_the_shape_is_given():
@@ -114,6 +124,8 @@ BAD_IMAGES = {
 @pytest.mark.parametrize("case", BAD_IMAGES)
 def test_bad_images_are_refused(method, case, x, y):
     spoil, message = BAD_IMAGES[case]
+    if method == "predict" and case in ("NaN", "infinity"):
+        pytest.skip("see test_predictions_of_nan_images_are_nan")
     with pytest.raises(InputError, match=message):
         METHODS[method](trainable(input_shape=SHAPE), spoil(x), y)
 
@@ -219,7 +231,7 @@ def test_a_model_without_parameters_needs_a_device():
         def forward(self, x):
             return torch.stack([x.flatten(1).sum(1), -x.flatten(1).sum(1)], dim=1)
 
-    with pytest.raises(InputError, match="model: it has no parameters or buffers, .* pass device_type='cpu'"):
+    with pytest.raises(InputError, match=r"model: it has no parameters or buffers, .* pass device_type='cpu'"):
         SmoothedClassifier(Free(), 0.25)
     classifier = SmoothedClassifier(Free(), 0.25, device_type="cpu")
     x = np.random.default_rng(0).random((3, 5), dtype=np.float32)
@@ -231,7 +243,7 @@ def test_a_model_without_parameters_needs_a_device():
 
 @pytest.mark.parametrize("model", [None, lambda x: x, "resnet"])
 def test_what_is_no_module(model):
-    with pytest.raises(InputError, match="expected a torch.nn.Module, got"):
+    with pytest.raises(InputError, match=r"expected a torch\.nn\.Module, got"):
         SmoothedClassifier(model, 0.25, device_type="cpu")
 
 
@@ -275,7 +287,7 @@ def test_mixed_precision_is_refused():
 def test_a_misspelt_keyword_is_refused():
     with pytest.raises(TypeError, match="unexpected keyword argument 'sample'"):
         SmoothedClassifier(cnn(), 0.25, sample=3)
-    with pytest.raises(InputError, match="set_params: expected names among model, clip_values, .*; got 'sample'"):
+    with pytest.raises(InputError, match=r"set_params: expected names among model, clip_values, .*; got 'sample'"):
         SmoothedClassifier(cnn(), 0.25).set_params(sample=3)
 
 

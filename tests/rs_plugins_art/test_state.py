@@ -1,0 +1,111 @@
+"""After every call, also one that fails, the model and the global generators are as they were."""
+
+import numpy as np
+import pytest
+import torch
+
+from rs_plugins_art.attacks import SmoothAdvPGD
+from rs_plugins_art.classifier import SmoothedClassifier
+
+from .conftest import cnn
+
+CALLS = {
+    "predict": lambda c, x, y: c.predict(x),
+    "hard votes": lambda c, x, y: c.predict(x, is_abstain=True),
+    "certify": lambda c, x, y: c.certify(x, 20, n0=5),
+    "half-read certificates": lambda c, x, y: next(c.certificates(x, 20, n0=5)),
+    "votes": lambda c, x, y: c.votes(x, 20),
+    "loss_gradient": lambda c, x, y: c.loss_gradient(x, y),
+    "loss_gradient of a tensor": lambda c, x, y: c.loss_gradient(torch.tensor(x), torch.tensor(y)),
+    "loss_gradient, soft": lambda c, x, y: c.loss_gradient(x, np.full((5, 4), 0.25)),
+    "class_gradient": lambda c, x, y: c.class_gradient(x),
+    "compute_loss": lambda c, x, y: c.compute_loss(x, y),
+    "compute_loss of a tensor": lambda c, x, y: c.compute_loss(torch.tensor(x), y),
+    "compute_losses": lambda c, x, y: c.compute_losses(x, y),
+    "get_activations": lambda c, x, y: c.get_activations(x, 0),
+    "get_activations of a tensor": lambda c, x, y: c.get_activations(torch.tensor(x), 0, framework=True),
+    "framework": lambda c, x, y: c._predict_framework(torch.tensor(x)),
+    "fit": lambda c, x, y: c.fit(x, y, nb_epochs=1, batch_size=5),
+    "fit in eval mode": lambda c, x, y: c.fit(x, y, nb_epochs=1, batch_size=5, training_mode=False),
+    "SmoothAdvPGD": lambda c, x, y: SmoothAdvPGD(c, max_iter=2).generate(x, y),
+    "SmoothAdvPGD without labels": lambda c, x, y: SmoothAdvPGD(c, max_iter=2).generate(x),
+}
+
+
+class Faulty(torch.nn.Module):
+    """A network that fails on batches of noisy images, once it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = cnn()
+        self.network[3] = torch.nn.Identity()  # dropout draws from the global generator in train mode
+        self.network.requires_grad_(True)
+        self.network[5].bias.requires_grad_(False)
+        self.fails = False
+
+    def forward(self, x):
+        if self.fails:
+            raise MemoryError("as if out of memory")
+        return self.network(x)
+
+
+def mixed():
+    """A classifier whose submodules are in different modes, with gradients on some parameters."""
+    model = Faulty()
+    classifier = SmoothedClassifier(
+        model, 0.25, samples=12, input_shape=(2, 6, 6), optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    )
+    classifier.model.train()
+    model.network[1].eval()
+    for parameter in list(model.parameters())[:3]:
+        parameter.grad = torch.ones_like(parameter)
+    return classifier
+
+
+def state(classifier):
+    return (
+        [module.training for module in classifier.model.modules()],
+        [
+            (p.requires_grad, p.device, None if p.grad is None else p.grad.tolist())
+            for p in classifier.model.parameters()
+        ],
+        torch.get_rng_state().tolist(),
+        [str(part) for part in np.random.get_state()],  # noqa: NPY002  the generator that must not be touched
+        torch.is_grad_enabled(),
+        sum(len(module._forward_hooks) for module in classifier.model.modules()),
+    )
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_state_after_a_call(name, x, y):
+    classifier = mixed()
+    before, images = state(classifier), x.copy()
+    CALLS[name](classifier, x, y)
+    assert state(classifier) == before
+    assert np.array_equal(x, images)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_state_after_an_exception(name, x, y):
+    classifier = mixed()
+    before = state(classifier)
+    classifier.base_model.fails = True
+    with pytest.raises(MemoryError):
+        CALLS[name](classifier, x, y)
+    assert state(classifier) == before
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "fit" not in name])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_every_call_works_inside_no_grad_and_inference_mode(name, mode, x, y):
+    classifier = mixed()
+    with mode():
+        CALLS[name](classifier, x, y)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "fit" not in name])
+def test_parameters_and_buffers_are_as_before(name, x, y):
+    classifier = mixed()
+    before = {key: value.clone() for key, value in classifier.model.state_dict().items()}
+    CALLS[name](classifier, x, y)
+    assert all(torch.equal(before[key], value) for key, value in classifier.model.state_dict().items())
