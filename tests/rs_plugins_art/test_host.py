@@ -202,7 +202,6 @@ def test_autoattack_with_and_without_our_attack(x):
         assert compute_success(classifier, x, y, adv) > 0
 
 
-@pytest.mark.slow
 def test_autoattack_with_its_own_attacks(x):
     classifier = smoothed(input_shape=SHAPE)
     adv = AutoAttack(classifier, norm=2, eps=0.5, eps_step=0.2).generate(x[:1], rows_of(classifier, x[:1]))

@@ -109,3 +109,22 @@ def test_parameters_and_buffers_are_as_before(name, x, y):
     before = {key: value.clone() for key, value in classifier.model.state_dict().items()}
     CALLS[name](classifier, x, y)
     assert all(torch.equal(before[key], value) for key, value in classifier.model.state_dict().items())
+
+
+def flat(result):
+    """Return the numbers of any of the results, in one list."""
+    if isinstance(result, dict):
+        result = tuple(result.values())
+    if isinstance(result, tuple):
+        return [number for part in result if part is not None for number in flat(part)]
+    if hasattr(result, "radius"):
+        return [result.prediction, result.radius, result.count]
+    return np.asarray(result.detach() if isinstance(result, torch.Tensor) else result).reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "fit" not in name])
+def test_a_model_left_in_train_mode_gives_the_results_of_eval_mode(name, x, y):
+    one, other = mixed(), mixed()
+    one.model.eval()
+    other.model.train()  # batch normalisation included
+    assert flat(CALLS[name](other, x, y)) == flat(CALLS[name](one, x, y))

@@ -74,6 +74,8 @@ def test_one_fresh_draw_per_image_and_step_also_in_the_next_call():
     again = trainable(Recorder(cnn()))
     repeated = noise_seen(again, lambda: again.fit(x, y, batch_size=20, nb_epochs=2))
     assert torch.equal(repeated[0], noise[0])
+    clone = classifier.clone_for_refitting()
+    assert torch.equal(noise_seen(clone, lambda: clone.fit(x, y, batch_size=20, nb_epochs=1))[0], noise[0])
     other = trainable(Recorder(cnn()), seed=1)
     assert not torch.equal(noise_seen(other, lambda: other.fit(x, y, batch_size=20, nb_epochs=1))[0], noise[0])
 
