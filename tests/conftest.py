@@ -7,8 +7,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("unhurried", deadline=None)  # no test depends on how fast the machine is
+hypothesis.settings.load_profile("unhurried")
 os.environ["RS_PLUGINS_STRICT"] = "1"
 # On tensors this small, threads that wait for each other on a busy machine take many times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -29,6 +29,7 @@ def demo(out: Path, images: int, sigma: float, n: int, epochs: int, seed: int, q
     except RSPluginsError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"\n{table}\n")
-    click.echo("clean, PGD, SmoothAdv: accuracy without and under attack (l2 0.5); cert. r: proved at l2 radius r\n")
+    click.echo(f"clean, PGD, SmoothAdv: accuracy without and under attack (l2 {settings.eps:g})")
+    click.echo("cert. r: correct, and proved to stay so under every change up to l2 radius r\n")
     for file in sorted(path for path in out.iterdir() if path.suffix in (".tsv", ".png", ".md")):
         click.echo(f"  {file}")

@@ -77,7 +77,7 @@ def train_undefended(digits: Digits, settings: Settings, progress: bool) -> Defe
         optimizer=optimizer_of(network),
         epochs=settings.epochs,
         batch_size=BATCH,
-        progress=progress,
+        progress=progress and "train undefended",
     )
     return Defence("undefended", network.eval(), time.perf_counter() - started, smoothed=False)
 

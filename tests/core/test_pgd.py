@@ -65,7 +65,7 @@ def test_it_follows_the_paper(eps, step, steps):
     assert (norms(found - X) > 0.5 * torch.tensor(radii).clamp(max=0.1)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=SHAPES, eps=st.floats(0, 3), step=st.floats(0, 3), seed=st.integers(0, 99))
 def test_ball_and_box_hold_for_any_shape(shape, eps, step, seed):
     source = torch.Generator().manual_seed(seed)

@@ -141,7 +141,7 @@ def test_neighbours_and_order_change_nothing(noise):
     torch.testing.assert_close(attack(x=X[order], y=Y[order], noise=noise), whole[order], atol=1e-5, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=4), eps=st.floats(0, 2), binary=st.booleans())
 def test_ball_and_box_hold_for_any_shape(shape, eps, binary):
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(len(shape)))

@@ -106,6 +106,8 @@ def test_modes_are_restored():
 def test_progress_is_shown_on_request(capsys):
     run(progress=True)
     assert "train: 100%" in capsys.readouterr().err
+    run(progress="train a line")
+    assert "train a line: 100%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_votes_are_those_of_a_plain_loop(chunk):
         assert votes[index].tolist() == expected.tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.permutations(range(5)), st.integers(1, 5), st.integers(1, 200))
 def test_an_image_does_not_care_about_its_company(order, kept, chunk):
     model = network()

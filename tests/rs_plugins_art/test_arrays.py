@@ -114,7 +114,7 @@ def test_what_is_no_batch_of_images(case):
         to_images(images, torch.float32)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(2, 1000).flatmap(lambda k: arrays(np.float32, (3, k), elements=st.floats(-60, 0, width=32))))
 def test_host_rows_are_what_every_consumer_in_art_wants(logits):
     log_p = log_softmax(logits.astype(np.float64), axis=1).astype(np.float32)

@@ -108,7 +108,7 @@ def test_it_beats_the_classifier_within_the_budget(x):
     assert (classifier.predict(hit).argmax(1) == targets.argmax(1)).mean() > 0.5
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple),
     st.floats(0, 4),

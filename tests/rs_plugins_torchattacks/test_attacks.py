@@ -68,7 +68,7 @@ def test_the_noise_has_the_given_sigma_and_the_default_is_a_quarter(cnn, x, seen
         assert abs(draws.std() - expected) < 0.02 * expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=4), eps=st.floats(0, 2), binary=st.booleans())
 def test_ball_and_box_hold_for_any_shape(shape, eps, binary):
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(sum(shape)))

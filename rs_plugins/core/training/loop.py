@@ -33,7 +33,7 @@ def train(
     scheduler: Scheduler | None = None,
     drop_last: bool = False,
     seed: int | None = 0,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> list[float]:
     """Minimise ``objective`` over ``x``, ``y`` and return the mean loss of each epoch.
 
@@ -50,7 +50,7 @@ def train(
         scheduler: Stepped after each epoch.
         drop_last: Whether to leave out an incomplete last batch.
         seed: Seed of shuffling and noise; None takes one from the operating system.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, or its title.
 
     Raises:
         InputError: If an argument has an impossible value.
@@ -67,7 +67,8 @@ def train(
     losses: list[float] = []
     try:
         model.train()
-        for _ in (bar := tqdm(range(epochs), desc="train", unit="epoch", disable=not progress)):
+        title = progress if isinstance(progress, str) else "train"
+        for _ in (bar := tqdm(range(epochs), desc=title, unit="epoch", disable=not progress)):
             batches = torch.randperm(len(x), generator=order).split(batch_size)
             total = seen = 0.0
             for batch in batches[:-1] if drop_last and len(x) % batch_size else batches:
