@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from rs_plugins.core.certification import ABSTAIN, Certificate, FixedBudget, certify, majority
 from rs_plugins.core.checks import check_count, check_images, check_probability
 from rs_plugins.core.confidence import majority_p_value
+from rs_plugins.core.decisions import PROBES, Decider
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.smoothing import soft_vote
 from rs_plugins.core.streams import stream
 from rs_plugins.core.training.gaussian import gaussian
 from rs_plugins.core.training.loop import Scheduler, train
-from rs_plugins.core.votes import Counts, Poll, decide, default_chunk, warn_invalid
+from rs_plugins.core.votes import Counts, Poll, default_chunk, warn_invalid
 from rs_plugins.errors import InputError, ModelError
 from rs_plugins_art.arrays import Array, host_rows, set_aside_broken, to_targets
 from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
@@ -136,10 +137,13 @@ class SmoothedClassifier(SmoothedGradients):
         draws = self.model.fixed_draws(images[:1].to(device))
         chunk = self.chunk or default_chunk(draws[0], device)
         counts = np.zeros((len(images), classes + 1), dtype=np.int64)
+        if not len(images):
+            return counts[:, :-1]
+        decide = Decider.measured(self.base_model, images[0].to(device) + draws[:PROBES], classes)
         with evaluating(self.model), torch.no_grad():
             for row, image in enumerate(images):
                 for part in draws.split(chunk):
-                    winners = decide(self.base_model, image.to(device) + part, classes)
+                    winners = decide(image.to(device) + part)
                     counts[row] += winners.bincount(minlength=classes + 1).cpu().numpy()
                 warn_invalid(row, int(counts[row, -1]))
         return counts[:, :-1]

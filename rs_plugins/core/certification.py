@@ -78,9 +78,9 @@ class FixedBudget:
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
-        check_count(self.n0, "n0")
-        check_count(self.n, "n")
-        check_probability(self.alpha, "alpha")
+        object.__setattr__(self, "n0", check_count(self.n0, "n0"))
+        object.__setattr__(self, "n", check_count(self.n, "n"))
+        object.__setattr__(self, "alpha", check_probability(self.alpha, "alpha"))
         least = fewest_for_half(self.alpha)
         if self.n < least:
             raise InputError(
@@ -112,18 +112,20 @@ class Provenance:
         family: Name of the noise family.
         norm: Norm of the certified ball.
         sigma: Standard deviation of the noise, in pixels.
+        plan: The plan with its settings.
         alpha: Failure probability of each certificate.
         bound: Name of the confidence bound.
         seed: Seed of the noise streams.
         dtype: Floating-point type of the model's input.
         device: Device type that computed it; CPU and GPU draw different noise from one seed.
-        model: SHA-256 of the model (`rs_plugins.core.models.digest`).
+        model: SHA-256 of the model when the first vote was asked for (`rs_plugins.core.models.digest`).
         versions: Versions of rs-plugins, torch, numpy and python.
     """
 
     family: str
     norm: str
     sigma: float
+    plan: str
     alpha: float
     bound: str
     seed: int
@@ -193,7 +195,7 @@ def certify(
 
     Args:
         model: The base classifier: (n, *input) in pixels to logits (n, classes), normalisation inside.
-        images: (n, *input), floating point, pixels in [0, 1].
+        images: (n, *input), floating point, pixels in [0, 1]; read on the way, so not to be changed meanwhile.
         sigma: Standard deviation of the noise, in pixels.
         plan: How many votes to spend; `FixedBudget` with the paper's numbers by default.
         family: The noise family.
@@ -207,7 +209,8 @@ def certify(
 
     Raises:
         InputError: If an argument has an impossible value.
-        ModelError: If the model does not return logits (1, classes) without NaN on the first image.
+        ModelError: If the model does not return logits (1, classes) without NaN on the first image, or what it says
+            of a noisy copy depends on the batch.
     """
     plan = FixedBudget() if plan is None else plan
     poll = Poll(
@@ -246,6 +249,7 @@ def _provenance(poll: Poll, plan: Plan) -> Provenance:
         family=poll.noise.name,
         norm=poll.noise.norm,
         sigma=poll.noise.sigma,
+        plan=repr(plan),
         alpha=plan.alpha,
         bound=plan.bound,
         seed=poll.seed,

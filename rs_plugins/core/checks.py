@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rs_plugins.errors import InputError
 
+MOST_INDICES = 2**32  # as many images have a noise stream of their own
 PIXEL_TOLERANCE = 1e-6  # a round trip through normalisation moves pixels this far out of [0, 1]
 
 
@@ -112,14 +113,16 @@ def check_seed(seed: int) -> int:
 
 
 def check_indices(indices: Iterable[int] | None, n: int) -> list[int]:
-    """Return ``indices`` as ``n`` distinct non-negative ints; 0…n-1 for None.
+    """Return ``indices`` as ``n`` distinct ints in [0, 2**32); 0…n-1 for None.
 
     Raises:
-        InputError: If there are more or fewer than ``n``, or they are negative, repeated or no integers.
+        InputError: If there are more or fewer than ``n``, or they are out of range, repeated or no integers.
     """
     if indices is None:
         return list(range(n))
     positions = [check_count(index, "indices", least=0) for index in indices]
+    if positions and max(positions) >= MOST_INDICES:
+        raise InputError(f"indices: expected integers in [0, 2**32), got {max(positions)}")
     if len(positions) != n:
         raise InputError(f"indices: expected one per image ({n}), got {len(positions)}")
     if len(set(positions)) != n:
@@ -128,8 +131,8 @@ def check_indices(indices: Iterable[int] | None, n: int) -> list[int]:
 
 
 def _number(value: float, name: str, expected: str) -> float:
-    if isinstance(value, bool):
-        raise InputError(f"{name}: expected {expected}, got {value}")
+    if isinstance(value, bool | str | bytes):
+        raise InputError(f"{name}: expected {expected}, got {value!r}")
     try:
         return float(value)
     except (TypeError, ValueError):

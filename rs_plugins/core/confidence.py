@@ -22,12 +22,18 @@ def clopper_pearson_lower(k: int, n: int, alpha: float) -> float:
         raise InputError(f"k: expected at most n = {n} successes, got {k}")
     if k == 0:
         return 0.0
-    return float(alpha ** (1 / n) if k == n else beta.ppf(alpha, k, n - k + 1))
+    bound = float(alpha ** (1 / n) if k == n else beta.ppf(alpha, k, n - k + 1))
+    if math.isnan(bound):  # an alpha beyond what the quantile can be computed for
+        return 0.0
+    return min(bound, math.nextafter(1, 0))  # rounded to 1 it would buy an infinite radius
 
 
 def fewest_for_half(alpha: float) -> int:
     """Return the smallest n whose bound reaches 1/2 if all n votes agree; below it nothing can be certified."""
-    return math.ceil(math.log(check_probability(alpha, "alpha")) / math.log(0.5))
+    n = max(1, math.ceil(math.log(check_probability(alpha, "alpha")) / math.log(0.5)) - 1)
+    while alpha ** (1 / n) < 0.5:  # at most once or twice: the logarithms are rounded
+        n += 1
+    return n
 
 
 def majority_p_value(first: int, second: int) -> float:

@@ -4,11 +4,16 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 
 from rs_plugins.errors import InputError, ModelError
+
+
+# What models raise at inputs that they were not made for; running out of memory is not among it.
+_MISUSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class NoisyModule(nn.Module):
@@ -32,10 +37,17 @@ def check_noiseless(model: nn.Module, name: str) -> nn.Module:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Put ``model`` into eval mode, and every submodule back into its own mode afterwards, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with modes_restored(model):
         model.eval()
         yield model
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Put every submodule of ``model`` back into its own mode afterwards, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
     finally:
         for module, training in modes:
             module.training = training
@@ -99,6 +111,19 @@ def check_logits(logits: object, n: int, classes: int | None = None) -> Tensor:
     return logits
 
 
+@contextmanager
+def check_unchanged(batch: Tensor) -> Iterator[None]:
+    """Look whether ``batch`` is changed in place inside the block; costs nothing, but cannot see inference tensors.
+
+    Raises:
+        ModelError: If it is.
+    """
+    before = None if batch.is_inference() else batch._version
+    yield
+    if before is not None and batch._version != before:
+        raise ModelError("model: it changes its input in place; let it work on a copy (x = x.clone())")
+
+
 def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
     """Run ``model`` once on ``image`` (1, *input) and return its number of classes.
 
@@ -106,27 +131,28 @@ def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
         ModelError: If it cannot be run on that shape, changes its input, or does not return logits (1, classes)
             without NaN.
     """
-    with evaluating(model), torch.no_grad():
-        before = image.clone()
+    image = image.detach().clone()
+    with evaluating(model), torch.no_grad(), check_unchanged(image):
         try:
             logits = model(image)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ModelError(f"model: it fails on an input of shape {tuple(image.shape)}: {error}") from error
+        except _MISUSE as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ModelError(f"model: it fails on an input of shape {tuple(image.shape)}: {reason}") from error
     logits = check_logits(logits, len(image), classes)
-    if not torch.equal(before, image):
-        raise ModelError("model: it changes its input in place; let it work on a copy (x = x.clone())")
     if bool(logits.isnan().any()):
         raise ModelError("model: it returns NaN logits on a clean image; nothing it says can be certified")
     return logits.shape[1]
 
 
 def digest(model: nn.Module) -> str:
-    """Return a SHA-256 over the architecture's printed form and every tensor of the state, as 64 hexadecimal digits."""
+    """Return a SHA-256 over the architecture's printed form, parameters and buffers, as 64 hexadecimal digits.
+
+    Buffers that are not persistent count. Tensors that are plain attributes cannot be seen: make them buffers.
+    """
     sha = hashlib.sha256(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            sha.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in sorted([*model.named_parameters(), *model.named_buffers()], key=itemgetter(0)):
+        sha.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -146,7 +146,8 @@ def soft_vote(logits: Logits, x: Tensor, draws: Tensor, *, chunk: int | None = N
     def log_sum(xs: Tensor) -> Tensor:
         return reduce(torch.logaddexp, (_log_probabilities(logits, xs, part).logsumexp(dim=1) for part in parts))
 
-    return torch.cat([log_sum(xs) for xs in x.split(images)]) - math.log(len(draws))
+    total = torch.cat([log_sum(xs) for xs in x.split(images)]) - math.log(len(draws))
+    return total.masked_fill(total < torch.finfo(total.dtype).min / 2, -math.inf)
 
 
 def soft_vote_gradient(
@@ -194,11 +195,16 @@ def _log_sum_gradient(logits: Logits, x: Tensor, y: Tensor, parts: Sequence[Tens
 
 
 def _log_probabilities(logits: Logits, x: Tensor, draws: Tensor) -> Tensor:
-    """Return log softmax(f(x + e_i)) for n images and k draws, (n, k, classes), at least in single precision."""
+    """Return log softmax(f(x + e_i)) for n images and k draws, (n, k, classes), at least in single precision.
+
+    Probability 0 gives the lowest finite number: the gradient of a logsumexp over -inf alone would be NaN.
+    """
     noisy = (x.unsqueeze(1) + draws).flatten(0, 1)
     output = check_logits(logits(noisy), len(noisy))
     output = output.to(torch.promote_types(output.dtype, torch.float32))
-    return output.log_softmax(dim=1).reshape(len(x), len(draws), output.shape[1])
+    output = output.log_softmax(dim=1)
+    output = output.masked_fill(output == -math.inf, torch.finfo(output.dtype).min)
+    return output.reshape(len(x), len(draws), output.shape[1])
 
 
 def _passes(x: Tensor, draws: Tensor, chunk: int | None) -> tuple[int, Sequence[Tensor]]:

@@ -2,7 +2,7 @@
 
 torch's CPU generator (MT19937) looks at 32 bits of its seed only, so hashing (seed, index) would give two of ten
 thousand images the same noise once in a hundred runs. Within one seed and purpose the map key -> seed is therefore a
-bijection: different images, or different steps, never share a stream.
+bijection on the CPU, and 2-to-1 on 2**63 values elsewhere: different images, or different steps, do not share a stream.
 """
 
 import hashlib
@@ -10,9 +10,8 @@ import secrets
 
 import torch
 
+from rs_plugins.core.checks import MOST_INDICES
 from rs_plugins.errors import InputError
-
-_KEYS = 2**32
 
 
 def fresh_seed() -> int:
@@ -32,7 +31,7 @@ def stream(seed: int, purpose: str, key: int = 0, *, device: torch.device | str 
     Raises:
         InputError: If ``key`` is outside [0, 2**32).
     """
-    if not 0 <= key < _KEYS:
+    if not 0 <= key < MOST_INDICES:
         raise InputError(f"key: expected an integer in [0, 2**32), got {key}")
     offset = int.from_bytes(hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=8).digest(), "big")
     device = torch.device(device)

@@ -4,11 +4,9 @@ A *procedure* decides how many votes an image needs: it is a generator that yiel
 counts, and in the end returns its result. `Poll.run` serves many of them at once: it fills each forward pass with noisy
 copies of whichever images are waiting for votes.
 
-The counts of an image depend on (seed, image index, model, noise, procedure) alone. Two things make that exact:
-
-* each image has its own noise stream, drawn in blocks of a fixed size;
-* a decision between two classes whose logits are closer than rounding errors can move them (the batch size changes the
-  order of summation inside the network) is taken again on that noisy image alone, where no neighbour has a say.
+The counts of an image depend on (seed, image index, model, noise, procedure) alone, on the same machine and versions:
+each image has its own noise stream, drawn in blocks of a fixed size, and `decisions` makes the class of a noisy image
+independent of its batch.
 """
 
 import time
@@ -25,7 +23,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count, check_images, check_indices, check_seed
-from rs_plugins.core.models import check_logits, check_noiseless, device_and_dtype, evaluating, probe
+from rs_plugins.core.decisions import PROBES, Decider
+from rs_plugins.core.models import check_noiseless, device_and_dtype, evaluating, probe
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.errors import ModelWarning
@@ -68,7 +67,7 @@ class Poll:
 
     Args:
         model: The base classifier: (n, *input) in pixels to logits (n, classes), normalisation inside.
-        images: (n, *input), floating point, pixels in [0, 1].
+        images: (n, *input), floating point, pixels in [0, 1]; read while voting, so not to be changed meanwhile.
         sigma: Standard deviation of the noise, in pixels.
         family: The noise family.
         seed: Seed of the noise streams; None takes one from the operating system.
@@ -79,7 +78,8 @@ class Poll:
 
     Raises:
         InputError: If an argument has an impossible value.
-        ModelError: If the model does not return logits (1, classes) without NaN on the first image.
+        ModelError: If the model does not return logits (1, classes) without NaN on the first image, or what it says
+            of a noisy copy depends on the batch.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Poll:
         if len(images):
             self.chunk = default_chunk(images[0], self.device) if chunk is None else check_count(chunk, "chunk")
             self.classes = probe(model, images[:1].to(self.device, self.dtype), classes)
+            self._decide = self._measure_rounding()
 
     def votes(self, n: int) -> Counts:
         """Return how many of ``n`` noisy copies of each image voted for each class, (images, classes).
@@ -115,16 +116,27 @@ class Poll:
         Raises:
             InputError: If ``n`` is not a positive integer.
         """
-        check_count(n, "n")
+        wanted = check_count(n, "n")
 
         def ask_once() -> Procedure[Counts]:
-            return (yield n)
+            return (yield wanted)
 
         rows = []
         for index, ballot in zip(self.indices, self.run(ask_once), strict=True):
             warn_invalid(index, ballot.invalid)
             rows.append(ballot.result)
         return np.stack(rows) if rows else np.zeros((0, self.classes), dtype=np.int64)
+
+    def _measure_rounding(self) -> Decider:
+        source = stream(self.seed, "rounding", device=self.device)
+        image = self.images[0].to(self.device, self._exact)
+        copies = image + self.noise.draw_(image.new_empty(PROBES, *image.shape), source)
+        return Decider.measured(self.model, copies.to(self.dtype), self.classes)
+
+    @property
+    def _exact(self) -> torch.dtype:
+        """The type in which noise is drawn and added; half precision then gets the sum, rounded once."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     def run(
         self, procedure: Callable[[], Procedure[R]], *, progress: "tqdm[object] | None" = None
@@ -134,24 +146,26 @@ class Poll:
         The model is in eval mode during the forward passes, and as it was between any two results. An `autocast` of the
         caller is off: it would change the model. The bar ``progress`` is advanced by the votes of each pass.
         """
-        exact = torch.promote_types(self.dtype, torch.float32)  # to half precision, the sum is rounded once
-        buffer = torch.empty(self.chunk, *self.images.shape[1:], dtype=exact, device=self.device)
-        waiting = iter(zip(self.images, self.indices, strict=True))
+        buffer = torch.empty(self.chunk, *self.images.shape[1:], dtype=self._exact, device=self.device)
+        most_live = max(2, self.chunk // 16)  # each holds a block of noise
+        waiting = deque(range(len(self.images)))
         live: deque[_Job[R]] = deque()
 
         def next_in_need() -> _Job[R] | None:
             for job in live:
                 if job.unfilled:
                     return job
-            for image, index in waiting:
-                source = stream(self.seed, "votes", index, device=self.device)
-                live.append(_Job(image.to(self.device, exact), procedure(), self.noise, source, self.classes))
+            while waiting and len(live) < most_live:
+                position = waiting.popleft()
+                source = stream(self.seed, "votes", self.indices[position], device=self.device)
+                image = self.images[position].to(self.device, self._exact)
+                live.append(_Job(image, procedure(), self.noise, source, self.classes))
                 if live[-1].unfilled:
                     return live[-1]
             return None
 
-        def forward_pass() -> bool:
-            """Fill one batch, count its votes, settle the requests it completes; False if nobody waits for votes."""
+        def forward_pass() -> None:
+            """Fill one batch, count its votes, settle the requests that it completes."""
             started, used = time.perf_counter(), 0
             segments: list[tuple[_Job[R], int, int]] = []
             while used < self.chunk and (job := next_in_need()) is not None:
@@ -160,8 +174,8 @@ class Poll:
                 segments.append((job, used, end))
                 used = end
             if not segments:
-                return False
-            winners = decide(self.model, buffer[:used].to(self.dtype), self.classes)
+                return
+            winners = self._decide(buffer[:used].to(self.dtype))
             for job, begin, end in segments:
                 job.count(winners[begin:end])
             pace = (time.perf_counter() - started) / used
@@ -171,42 +185,14 @@ class Poll:
                     job.settle()
             if progress is not None:
                 progress.update(used)
-            return True
 
-        busy = True
-        while busy or live:
+        while waiting or live:
             with evaluating(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                while busy and not (live and live[0].ballot):
-                    busy = forward_pass()
+                while not (live and live[0].ballot):
+                    forward_pass()
             while live and (ballot := live[0].ballot):
                 live.popleft()
                 yield ballot
-
-
-def decide(model: nn.Module, batch: Tensor, classes: int) -> Tensor:
-    """Return the class of each image of ``batch`` (n, *input) as (n,); ``classes`` itself where a logit is NaN.
-
-    Decisions within reach of rounding errors are taken again one by one, so that they do not depend on the batch.
-    """
-    winners, close = _winners(check_logits(model(batch), len(batch), classes))
-    if len(batch) > 1:
-        for row in close.nonzero().flatten().tolist():
-            alone = batch[row : row + 1].clone()
-            winners[row] = _winners(check_logits(model(alone), 1, classes))[0][0]
-    return winners
-
-
-def _winners(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the class of each row of ``logits``, and where it leads by less than rounding errors could change."""
-    tolerance = min(2**10 * torch.finfo(logits.dtype).eps, 2**-7)  # networks lose some ten bits of a sum, not more
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    values, indices = logits.topk(2, dim=1)  # NaN counts as largest
-    (best, second), winners = values.unbind(1), indices[:, 0]
-    invalid = best.isnan()
-    scale = torch.maximum(best.abs(), logits.amin(dim=1).abs())
-    scale = torch.where(scale.isinf(), best.abs(), scale)  # -inf is how some models say "never"
-    close = ~(best - second > tolerance * scale) & ~invalid
-    return winners.masked_fill(invalid, logits.shape[1]), close
 
 
 class _Job(Generic[R]):
@@ -252,8 +238,7 @@ class _Job(Generic[R]):
 
     def _advance(self, step: Callable[[], int]) -> None:
         try:
-            self.unfilled = step()
-            check_count(self.unfilled, "votes asked for by the procedure")
+            self.unfilled = check_count(step(), "votes asked for by the procedure")
         except StopIteration as stop:
             self.unfilled = 0
             self._block = torch.empty(0)  # release the memory: the result may wait for its predecessors

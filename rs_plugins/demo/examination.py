@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from rs_plugins.core.certification import certify, majority
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import GaussianNoise
-from rs_plugins.core.results import Results, ResultsWriter, write_results
+from rs_plugins.core.results import Results
+from rs_plugins.core.results_files import ResultsWriter, write_results
 from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import Poll
 from rs_plugins.demo.defences import Defence, Digits, global_randomness
@@ -84,8 +85,7 @@ def attack(name: str, defence: Defence, x: Tensor, y: Tensor, eps: float, settin
 
 def choose_specimens(outcome: Outcome, digits: Digits, settings: Settings, rows: int = 4) -> list[Specimen]:
     """Return images from the least to the most robust of those that are certified correctly."""
-    radius = outcome.results.radius
-    assert radius is not None
+    radius = outcome.results.radii
     correct = np.flatnonzero(outcome.results.correct)
     order = correct[np.argsort(radius[correct])]
     chosen = order[np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int)].tolist()

@@ -13,7 +13,7 @@ from rs_plugins.core.confidence import clopper_pearson_lower
 from rs_plugins.core.models import digest
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.votes import Poll
-from rs_plugins.errors import InputError, ModelWarning
+from rs_plugins.errors import InputError, ModelError, ModelWarning
 
 IMAGES = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
 
@@ -111,6 +111,7 @@ def test_a_certificate_says_with_what_it_was_made():
         "family": "gaussian",
         "norm": "l2",
         "sigma": 0.5,
+        "plan": "FixedBudget(n0=100, n=100, alpha=0.01)",
         "alpha": 0.01,
         "bound": "clopper-pearson",
         "seed": 3,
@@ -183,6 +184,37 @@ def test_progress_is_shown_on_request(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_papers_budget_is_the_default():
+    assert FixedBudget() == FixedBudget(n0=100, n=100_000, alpha=0.001)
+    assert FixedBudget().most == 100_100
+
+
+def test_device_and_classes_reach_the_votes():
+    class NoParameters(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, -x], dim=1)
+
+    with pytest.raises(InputError, match="its device is unknown"):
+        certify(NoParameters(), IMAGES, 0.5)
+    (certificate,) = certify(NoParameters(), IMAGES[:1], 0.5, plan=FixedBudget(n=20), device="cpu", classes=6)
+    assert certificate.seconds > 0
+    with pytest.raises(ModelError, match="expected 5 columns of logits, got 6"):
+        certify(NoParameters(), IMAGES, 0.5, device="cpu", classes=5)
+
+
+def test_the_norm_is_that_of_the_family():
+    class Taxi(GaussianNoise):
+        norm = "l1"
+
+    assert next(certify(network(), IMAGES, 0.5, plan=FixedBudget(n=20), family=Taxi)).made_with.norm == "l1"
+
+
+def test_no_radius_is_infinite():
+    certificate = next(certify(HalfSpace(), IMAGES * 0 + 1, 0.01, plan=FixedBudget(n=1000, alpha=1 - 1e-15)))
+    assert certificate.count == 1000
+    assert 8 * 0.01 < certificate.radius < 0.1
+
+
 def test_no_images_no_certificates():
     assert list(certify(network(), IMAGES[:0], 0.5)) == []
 
@@ -190,6 +222,7 @@ def test_no_images_no_certificates():
 def test_majority_is_predict():
     votes = np.array([[90, 10, 0], [55, 45, 0], [10, 0, 90], [0, 0, 0], [33, 67, 0], [34, 66, 0]])
     assert majority(votes).tolist() == [0, -1, 2, -1, 1, -1]
+    assert majority(np.array([[2, 0], [0, 2]]), alpha=0.5).tolist() == [0, 1]  # p-value exactly alpha
     assert majority(votes, alpha=0.5).tolist() == [0, 0, 2, -1, 1, 1]
     with pytest.raises(InputError, match="alpha: expected"):
         majority(votes, alpha=0)

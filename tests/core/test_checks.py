@@ -56,7 +56,7 @@ def test_labels_are_refused(y, message):
         checks.check_labels(y, n=2, classes=3)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, "3x", None, True, float("nan"), float("inf")], ids=repr)
+@pytest.mark.parametrize("value", [0, -1, 2.5, "3x", "3", None, True, float("nan"), float("inf")], ids=repr)
 def test_counts_are_refused(value):
     with pytest.raises(InputError, match="n: expected an integer >= 1, got"):
         checks.check_count(value, "n")

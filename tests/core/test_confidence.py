@@ -64,7 +64,7 @@ def test_fewest_votes_that_certify(n, fewest):
     assert clopper_pearson_lower(fewest, n, 0.001) >= 0.5 > clopper_pearson_lower(fewest - 1, n, 0.001)
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.3, 0.05, 0.01, 0.001, 1e-9])
+@pytest.mark.parametrize("alpha", [0.5, 0.3, 0.05, 0.01, 0.001, 1e-9, *(2.0**-k for k in range(2, 300, 9))])
 def test_fewest_for_half(alpha):
     n = fewest_for_half(alpha)
     assert alpha ** (1 / n) >= 0.5
@@ -74,6 +74,12 @@ def test_fewest_for_half(alpha):
 @pytest.mark.parametrize(("n", "first"), [(11, 11), (100, 67), (1000, 553), (10_000, 5166)])
 def test_fewest_votes_that_predict(n, first):
     assert majority_p_value(first, n - first) <= 0.001 < majority_p_value(first - 1, n - first + 1)
+
+
+@pytest.mark.filterwarnings("ignore:Error in function boost:RuntimeWarning")  # scipy gives up here, and returns NaN
+def test_extreme_confidence_is_conservative():
+    assert clopper_pearson_lower(9, 10, 1e-300) == 0
+    assert clopper_pearson_lower(10**6, 10**6, 1 - 1e-15) < 1
 
 
 def test_majority_p_value_is_the_two_sided_tail():

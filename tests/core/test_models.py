@@ -71,9 +71,10 @@ def test_devices_are_refused(model, device, message):
         (lambda x: x[:, :2], "expected 4 columns of logits, got 2"),
         (lambda x: x * float("nan"), "it returns NaN logits on a clean image"),
         (lambda x: x.add_(1), "it changes its input in place"),
-        (lambda x: x @ torch.zeros(7, 2), r"it fails on an input of shape \(1, 4\):"),
+        (lambda x: x @ torch.zeros(7, 2), r"it fails on an input of shape \(1, 4\): RuntimeError:"),
+        (lambda x: x[9], r"it fails on an input of shape \(1, 4\): IndexError:"),
     ],
-    ids=["list", "labels", "rank", "one column", "columns", "nan", "in place", "shape"],
+    ids=["list", "labels", "rank", "one column", "columns", "nan", "in place", "shape", "index"],
 )
 def test_a_model_that_cannot_be_certified_is_refused(make, message):
     with pytest.raises(ModelError, match=message):
@@ -86,6 +87,35 @@ def test_probe_finds_the_number_of_classes_and_leaves_the_model_alone():
     assert models.probe(model, torch.rand(1, 4)) == 3
     assert model[1].training
     assert models.digest(model) == before
+
+
+def test_the_digest_sees_buffers_that_are_not_saved_and_not_their_order_of_creation():
+    def normalising(mean):
+        model = nn.Linear(2, 2)
+        model.register_buffer("mean", torch.tensor(mean), persistent=False)
+        return model
+
+    torch.manual_seed(0)
+    first = models.digest(normalising(0.0))
+    torch.manual_seed(0)
+    assert models.digest(normalising(0.5)) != first
+
+
+def test_the_digest_sees_shape_and_type_of_equal_bytes():
+    zeros = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)]
+    digests = set()
+    for value in zeros:
+        module = nn.Module()
+        module.register_buffer("x", value)
+        digests.add(models.digest(module))
+    assert len(digests) == 3
+
+
+def test_device_and_type_are_those_of_the_first_floating_tensor():
+    module = nn.Module()
+    module.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+    module.register_buffer("scale", torch.zeros(1, dtype=torch.float64))
+    assert models.device_and_dtype(module, "cpu") == (torch.device("cpu"), torch.float64)
 
 
 def test_the_digest_sees_weights_buffers_types_and_architecture():

@@ -172,3 +172,31 @@ def test_a_mask_also_holds_where_there_is_no_gradient():
     assert torch.equal(adv[~mask], x[~mask])
     torch.testing.assert_close((adv - x).norm(dim=1), torch.tensor([0.1, 0.0]))  # the second may not move at all
     torch.testing.assert_close((adv - x).norm(dim=1), torch.tensor([0.1, 0.0]))  # the second may not move at all
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(2, 4), "mask: expected a boolean tensor, got torch.float32"),
+        ([[True]], "mask: expected a boolean tensor, got list"),
+        (
+            torch.ones(3, dtype=torch.bool),
+            r"mask: expected a shape that broadcasts to that of x, \(2, 4\), got shape \(3,\)",
+        ),
+    ],
+    ids=["float", "list", "shape"],
+)
+def test_masks_are_checked_before_the_first_gradient(mask, message):
+    with pytest.raises(InputError, match=message):
+        pgd_l2(lambda *_: 1 / 0, torch.full((2, 4), 0.5), eps=0.1, step=0.05, steps=2, mask=mask)
+
+
+def test_the_random_direction_does_not_depend_on_the_default_type():
+    image = torch.full((1, 4), 0.5)
+    expected = pgd_l2(lambda x, _: torch.zeros_like(x), image, eps=0.1, step=0.05, steps=2)
+    try:
+        torch.set_default_dtype(torch.float64)
+        direction = pgd_l2(lambda x, _: torch.zeros_like(x), image, eps=0.1, step=0.05, steps=2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(direction, expected)

@@ -284,3 +284,11 @@ def test_watch_sees_every_step_the_images_and_the_gradient_of_the_loss():
     assert torch.equal(seen[0][1], x)
     climb = smooth_adv_pgd(model, x, y, 0.25, eps=0.01, step=0.01, steps=1)
     assert bool((((climb - x) * seen[0][2]).flatten(1).sum(1) > 0).all())  # of the loss itself, also if targeted
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_labels_out_of_range_are_refused(label):
+    labels = Y.clone()
+    labels[2] = label
+    with pytest.raises(InputError, match=r"y: expected labels in \[0, 4\), got values from"):
+        smooth_adv_pgd(network(), X, labels, SIGMA)

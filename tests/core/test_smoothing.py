@@ -24,6 +24,13 @@ def network(scale=1.0):
     return model
 
 
+class Shift(GaussianNoise):
+    """Adds sigma to every pixel."""
+
+    def draw_(self, out, generator):
+        return out.fill_(self.sigma)
+
+
 def mean_softmax(model, x, draws):
     return torch.stack([model(x + draw).softmax(1) for draw in draws]).mean(0)
 
@@ -70,6 +77,47 @@ def test_gradients_in_any_context_leave_parameters_alone(context):
     assert not gradient.requires_grad
     assert gradient.abs().max() > 0
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("chunk", [2, 1000])
+def test_classes_that_are_ruled_out_do_not_spoil_the_gradient(chunk):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return torch.cat([self.inner(x), torch.full((len(x), 1), -math.inf)], dim=1)
+
+    plain, masked = (SmoothedModel(m, 0.5, samples=5, chunk=chunk).eval() for m in (network(), Masked()))
+    leaf = X.clone().requires_grad_()
+    output = masked(leaf)
+    assert (output[:, 4] == -math.inf).all()
+    torch.testing.assert_close(output[:, :4], plain(leaf))
+    gradients = [torch.autograd.grad(cross_entropy(model(leaf), Y), leaf)[0] for model in (plain, masked)]
+    torch.testing.assert_close(*gradients)
+    draws = plain.draws(X)
+    loss, gradient = soft_vote_gradient(masked.base, X, Y, draws, chunk=chunk)
+    torch.testing.assert_close((loss, gradient), soft_vote_gradient(plain.base, X, Y, draws, chunk=chunk))
+    assert soft_vote_gradient(masked.base, X, Y * 0 + 4, draws, chunk=chunk)[1].abs().max() == 0
+
+
+def test_sigma_can_be_set_and_keeps_the_family():
+    model = SmoothedModel(nn.Flatten(), 0.25, family=Shift).eval()
+    model.sigma = 0.5
+    torch.testing.assert_close(model(X), (X.flatten(1) + 0.5).log_softmax(1))
+    with pytest.raises(InputError, match="sigma: expected a finite number > 0, got 0"):
+        model.sigma = 0
+
+
+def test_hard_votes_know_family_and_chunk():
+    sizes = []
+    base = network()
+    base.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    votes = SmoothedModel(base, 0.25, family=Shift, chunk=6).votes(X, 12)
+    expected = torch.nn.functional.one_hot(base(X + 0.25).argmax(1), 4) * 12
+    assert votes.tolist() == expected.tolist()
+    assert sizes[-11:-1] == [6] * 10
 
 
 def test_a_model_without_gradient_is_refused():
@@ -143,10 +191,6 @@ def test_copies_and_pickles_say_the_same():
 
 
 def test_another_family_is_used():
-    class Shift(GaussianNoise):
-        def draw_(self, out, generator):
-            return out.fill_(self.sigma)
-
     model = SmoothedModel(nn.Flatten(), 0.25, family=Shift).eval()
     torch.testing.assert_close(model(X), (X.flatten(1) + 0.25).log_softmax(1))
 

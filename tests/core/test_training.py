@@ -114,14 +114,21 @@ def test_progress_is_shown_on_request(capsys):
     ("options", "error", "message"),
     [
         ({"epochs": -1}, InputError, "epochs: expected an integer >= 0, got -1"),
+        ({"drop_last": True, "batch_size": 11}, InputError, "drop_last: nothing is left of 10 images in batches of 11"),
+        ({"seed": "x"}, InputError, "seed: expected an integer or None, got 'x'"),
         ({"batch_size": 0}, InputError, "batch_size: expected an integer >= 1, got 0"),
         (
             {"objective": lambda *_: torch.tensor(float("nan"))},
             ModelError,
             "loss: expected a finite value, got nan in epoch 0",
         ),
+        (
+            {"objective": lambda *_: torch.tensor(float("inf"))},
+            ModelError,
+            "loss: expected a finite value, got inf in epoch 0",
+        ),
     ],
-    ids=["epochs", "batch size", "loss"],
+    ids=["epochs", "nothing left", "seed", "batch size", "nan", "inf"],
 )
 def test_bad_settings_are_refused(options, error, message):
     with pytest.raises(error, match=message):
@@ -133,3 +140,10 @@ def test_missing_labels_are_refused():
         InputError, match="y: expected one label for each of at least one image, got 10 images, 9 labels"
     ):
         train(network(), X, Y[:9], plain, optimizer=None, epochs=1)
+
+
+def test_images_and_models_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match=r"x: expected pixels in \[0, 1\], got values from"):
+        train(network(), X * 255, Y, plain, optimizer=None, epochs=1)
+    with pytest.raises(InputError, match="model: it has no parameters or buffers"):
+        train(nn.Flatten(), X, Y, plain, optimizer=None, epochs=1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from rs_plugins.core.checks import check_count, check_images
 from rs_plugins.core.geometry import normalise_l2, per_image, project_box, project_l2
 from rs_plugins.core.streams import stream
+from rs_plugins.errors import InputError
 
 
 def pgd_l2(
@@ -36,7 +37,8 @@ def pgd_l2(
         seed: Seed of the random direction.
 
     Returns:
-        The perturbed images (n, *input), detached: exactly in [0, 1], within ``eps`` up to rounding.
+        The perturbed images (n, *input), detached: exactly in [0, 1] where they may change, within ``eps`` up to
+        rounding.
 
     Raises:
         InputError: If an argument has an impossible value.
@@ -45,11 +47,23 @@ def pgd_l2(
     check_count(steps, "steps")
     eps, step = per_image(eps, x, "eps"), per_image(step, x, "alpha")
     x = x.detach().clone()
-    free = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.to(x.device).expand_as(x)
+    free = _check_mask(torch.ones((), dtype=torch.bool) if mask is None else mask, x)
     source = stream(seed, "direction", device=x.device)
-    anywhere = free * torch.randn(x.shape[1:], generator=source, device=x.device).to(x.dtype)  # always: no random walk
+    # One direction for all steps: a new one each time would be a random walk.
+    anywhere = free * torch.randn(x.shape[1:], generator=source, device=x.device, dtype=torch.float32).to(x.dtype)
     delta = torch.zeros_like(x)
     for number in range(steps):
         delta = delta + step * normalise_l2(free * ascent(x + delta, number), otherwise=anywhere)
         delta = project_l2(project_box(delta, x), eps)
     return torch.where(free, (x + delta).clamp(0, 1), x)  # the sum may round one step out of the box
+
+
+def _check_mask(mask: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(f"mask: expected a boolean tensor, got {got}")
+    try:
+        return mask.to(x.device).expand_as(x)
+    except RuntimeError:
+        shapes = f"{tuple(x.shape)}, got shape {tuple(mask.shape)}"
+        raise InputError(f"mask: expected a shape that broadcasts to that of x, {shapes}") from None

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rs_plugins.core.attacks.pgd import pgd_l2
 from rs_plugins.core.checks import check_count, check_images, check_labels, check_seed
+from rs_plugins.core.models import check_logits
 from rs_plugins.core.noise import Family, GaussianNoise, make_noise
 from rs_plugins.core.smoothing import Logits, NoiseMode, check_noise_mode, shared_draws, soft_vote_gradient
 from rs_plugins.core.streams import fresh_seed, stream
@@ -32,7 +33,7 @@ def smooth_adv_pgd(
 ) -> Tensor:
     """Perturb ``x`` so that the classifier smoothed with ``sigma`` is wrong about it: PGD on -log mean softmax.
 
-    The caller puts the model into eval mode and checks the labels' range. The noise draws are shared by all images, so
+    The caller puts the model into eval mode. The noise draws are shared by all images, so
     the result for an image does not depend on the others.
 
     Args:
@@ -66,11 +67,20 @@ def smooth_adv_pgd(
     distribution = make_noise(family, sigma)
     seed = fresh_seed() if seed is None else check_seed(seed)
     sign = -1.0 if targeted else 1.0
+    checked = False
+
+    def classify(noisy: Tensor) -> Tensor:
+        nonlocal checked
+        output = check_logits(logits(noisy), len(noisy))
+        if not checked:
+            check_labels(y, n=len(x), classes=output.shape[1])
+            checked = True
+        return output
 
     def ascent(current: Tensor, number: int) -> Tensor:
         source = stream(seed, "attack", number if noise == "fresh" else 0, device=x.device)
         draws = shared_draws(distribution, samples, current, source)
-        _, gradient = soft_vote_gradient(logits, current, y, draws, chunk=chunk)
+        _, gradient = soft_vote_gradient(classify, current, y, draws, chunk=chunk)
         if watch is not None:
             watch(number, current, gradient)
         return sign * gradient

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rs_plugins.core.checks import check_count
+from rs_plugins.core.checks import check_count, check_images, check_seed
+from rs_plugins.core.models import device_and_dtype, modes_restored
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.errors import InputError, ModelError
 
@@ -41,7 +42,7 @@ def train(
 
     Args:
         model: Trained in place, in train mode.
-        x: (n, *input), moved to the model's device batch by batch.
+        x: (n, *input), pixels in [0, 1], moved to the model's device batch by batch.
         y: Labels (n,) or class probabilities (n, classes).
         objective: Maps (model, images, labels, generator for its noise) to a scalar loss.
         optimizer: Steps once per batch.
@@ -58,14 +59,16 @@ def train(
     """
     check_count(epochs, "epochs", least=0)
     check_count(batch_size, "batch_size")
+    check_images(x)
     if len(x) != len(y) or not len(x):
         raise InputError(f"y: expected one label for each of at least one image, got {len(x)} images, {len(y)} labels")
-    device = next(model.parameters()).device
-    seed = fresh_seed() if seed is None else seed
+    if drop_last and len(x) < batch_size:
+        raise InputError(f"drop_last: nothing is left of {len(x)} images in batches of {batch_size}")
+    device, _ = device_and_dtype(model)
+    seed = fresh_seed() if seed is None else check_seed(seed)
     order, noise = stream(seed, "shuffle"), stream(seed, "training noise", device=device)
-    modes = [(module, module.training) for module in model.modules()]
     losses: list[float] = []
-    try:
+    with modes_restored(model):
         model.train()
         title = progress if isinstance(progress, str) else "train"
         for _ in (bar := tqdm(range(epochs), desc=title, unit="epoch", disable=not progress)):
@@ -81,9 +84,6 @@ def train(
                 total, seen = total + loss.item() * len(batch), seen + len(batch)
             if scheduler is not None:
                 scheduler.step()
-            losses.append(total / seen if seen else float("nan"))
+            losses.append(total / seen)
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
-    finally:
-        for module, training in modes:
-            module.training = training
     return losses

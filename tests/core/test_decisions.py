@@ -1,0 +1,130 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import dropout
+
+from rs_plugins.core.decisions import PROBES, Decider
+from rs_plugins.core.votes import Poll
+from rs_plugins.errors import ModelError
+
+IMAGES = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+COPIES = torch.randn(PROBES, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+class Logits(nn.Module):
+    """What it says of an image is its pixels; it counts its batches."""
+
+    def __init__(self, change=lambda x: x):
+        super().__init__()
+        self.weight, self.change, self.batches = nn.Parameter(torch.ones(1)), change, 0
+
+    def forward(self, x):
+        self.batches += 1
+        return self.change(x.flatten(1))
+
+
+def turn(size):
+    """The batch size moves logits by rounding only."""
+    return lambda x: x + size * (-1) ** len(x) * torch.tensor([1.0, -1.0]).repeat(8).to(x.dtype)
+
+
+def tied(x):
+    return torch.stack([torch.ones(len(x)), torch.full((len(x),), 1 + 1e-6 * (-1) ** len(x))], dim=1)
+
+
+def tied_by_cancellation(x):
+    """Two large numbers cancel, so the error is large beside the logits (-z, z) that are left."""
+    z = x[:, 0] * 0.1 + 1e-5 * (-1) ** len(x)
+    return torch.stack([-z, z], dim=1)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 8, 1000])
+def test_a_tie_within_rounding_is_decided_on_the_image_alone(chunk):
+    assert Poll(Logits(tied), IMAGES, 0.5, chunk=chunk).votes(20).tolist() == [[20, 0], [20, 0]]
+
+
+def test_ties_after_cancellation_are_found_by_measuring():
+    images = IMAGES * 0
+    votes = [Poll(Logits(tied_by_cancellation), images, 0.05, chunk=c).votes(3000).tolist() for c in (1, 2, 7, 8, 1000)]
+    assert all(other == votes[0] for other in votes)
+    careless = [Decider(Logits(tied_by_cancellation), 2, 0.0)(torch.zeros(c, 1, 4, 4)).tolist()[0] for c in (1, 2)]
+    assert careless[0] != careless[1]  # this is what measuring prevents
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_only_close_decisions_are_taken_again(dtype):
+    model, eps = Logits(), torch.finfo(dtype).eps
+    decide = Decider(model, 3, 0.0)
+    clear = torch.tensor([[8.0, 4.0, 1.0], [-math.inf, 0.0, -9.0]], dtype=dtype)
+    assert decide(clear).tolist() == [0, 1]
+    assert model.batches == 1
+    close = torch.tensor([[8.0, 8.0 - 8 * eps, 1.0], [8.0, 4.0, 1.0]], dtype=dtype)
+    assert decide(close).tolist() == [0, 0]
+    assert model.batches == 3
+    assert decide(torch.tensor([[math.inf, 0.0, 1.0]] * 2, dtype=dtype)).tolist() == [0, 0]
+
+
+def test_what_is_close_follows_the_rounding_that_was_measured():
+    batch = torch.tensor([[0.0, 0.01, -1.0], [0.0, 0.3, -1.0]])
+    for rounding, batches in [(0.0, 1), (0.01 / 16 * 1.1, 2), (0.3 / 16 * 1.1, 3)]:
+        model = Logits()
+        assert Decider(model, 3, rounding)(batch).tolist() == [1, 1]
+        assert model.batches == batches
+
+
+def test_the_rounding_is_the_largest_change_by_the_batch():
+    assert Decider.measured(Logits(), COPIES, 16).rounding == 0
+    assert Decider.measured(Logits(turn(1e-3)), COPIES, 16).rounding == pytest.approx(2e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 100])
+def test_of_equal_logits_the_first_wins(classes):
+    assert Decider(Logits(), classes, 0.0)(torch.zeros(3, classes)).tolist() == [0, 0, 0]
+
+
+def test_nan_is_nobody():
+    batch = torch.tensor([[math.nan, 1.0, 0.0], [0.0, math.nan, math.inf], [0.0, 1.0, 2.0]])
+    assert Decider(Logits(), 3, 0.0)(batch).tolist() == [3, 3, 2]
+
+
+BATCH_STATISTICS = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (BATCH_STATISTICS, "model: the logits of an image change by .* with the batch it is in, or from call to call"),
+        (Logits(lambda x: dropout(x, 0.5)), "batch statistics or dropout that stay on in eval mode"),
+        (Logits(lambda x: x * math.nan), "model: it returns NaN logits on every noisy copy"),
+        (Logits(lambda x: x.clamp_(-0.5, 1.5)), "model: it changes its input in place; let it work on a copy"),
+    ],
+    ids=["batch statistics", "dropout", "nan", "in place"],
+)
+def test_models_whose_decisions_mean_nothing_are_refused(model, message):
+    with torch.random.fork_rng(), pytest.raises(ModelError, match=message):
+        Decider.measured(model, COPIES, 16)
+
+
+def test_a_change_of_the_input_is_seen_while_voting_too():
+    rarely = Logits(lambda x: x.clamp_(-3, 4) if len(x) > 100 else x)
+    with pytest.raises(ModelError, match="model: it changes its input in place"):
+        Poll(rarely, IMAGES, 0.5, chunk=200).votes(200)
+
+
+def test_in_place_layers_further_in_are_welcome():
+    torch.manual_seed(0)
+    first, second = (nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ReLU(inplace=i)) for i in (True, False))
+    second.load_state_dict(first.state_dict())
+    votes = [Poll(model, IMAGES, 0.5).votes(100).tolist() for model in (first, second)]
+    assert votes[0] == votes[1]
+
+
+def test_half_precision_has_room_to_round():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).bfloat16()
+    decider = Decider.measured(model, COPIES.bfloat16(), 4)
+    assert decider.rounding < 0.1
+    coarse = Logits(turn(0.02)).bfloat16()  # a few units in the last place of a bfloat16
+    assert 0.01 < Decider.measured(coarse, COPIES.bfloat16(), 16).rounding < 0.1
