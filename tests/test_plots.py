@@ -18,6 +18,9 @@ A, B = table([0.1, 0.4, 0.9], [True, True, False]), table([0.2, 0.2, 0.2], [True
 def test_lines_are_the_certified_accuracy():
     axes = new_figure(4, 3).subplots()
     draw_certified_accuracy(axes, {"a": A, "b": B}, {"a, attacked": ([0, 0.5], [0.9, 0.5])})
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    assert corners[corners[:, 0] == corners[:, 0][np.argmin(np.abs(corners[:, 0] - 0.4))], 1].max() == 90  # a step
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert set(lines) == {"a: certified", "b: certified", "a, attacked"}
     for name, results in (("a", A), ("b", B)):
@@ -26,7 +29,7 @@ def test_lines_are_the_certified_accuracy():
         assert x.max() > 0.9
     assert lines["a, attacked"].get_ydata().tolist() == [90, 50]
     assert lines["a, attacked"].get_color() == lines["a: certified"].get_color() != lines["b: certified"].get_color()
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {*lines, "the truth is in here"}
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {*lines, "between proof and attack"}
 
 
 def test_gallery_has_a_row_for_each_specimen():

@@ -16,7 +16,10 @@ def test_the_python_of_the_readme_runs(capsys):
     exec(compile(block, "README.md", "exec"), names)
     assert names["predictions"].shape == names["radii"].shape == (20,)
     assert (names["predictions"] == names["y_test"]).mean() > 0.5
-    assert len(capsys.readouterr().out.splitlines()) == 20
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 22
+    proved, resisted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[:2])
+    assert 40 <= proved <= resisted + 40 <= 140
     moved = (names["adversarial"] - names["torch"].tensor(names["x_test"])).flatten(1).norm(dim=1)
     assert moved.max() <= 0.5 * (1 + 1e-6)
 

@@ -41,10 +41,14 @@ def to_images(x: object, dtype: torch.dtype, name: str = "x") -> Tensor:
     return check_floating(to_tensor(x, name), name).to(dtype)
 
 
+_FAR = 10.0  # attacks leave [0, 1], but not so far
+
+
 def set_aside_broken(x: object) -> tuple[Tensor, Array]:
     """Return ``x`` with zeros for every image that holds NaN or infinity, and where those are, (n,).
 
-    ART's Square attack asks for predictions of such images, after dividing zero by zero, and expects no error.
+    ART's Square attack asks for predictions of such images, after dividing zero by zero, and expects no error. Values
+    far from [0, 1] are warned of.
     """
     images = to_tensor(x, "x").detach()
     if images.ndim < 2 or not images.is_floating_point():
@@ -53,6 +57,9 @@ def set_aside_broken(x: object) -> tuple[Tensor, Array]:
     if bool(broken.any()):
         images = torch.where(broken.reshape(-1, *[1] * (images.ndim - 1)), 0, images)
         message = f"x: {int(broken.sum())} of {len(images)} images hold NaN or infinity; their predictions are NaN"
+        warnings.warn(message, RSPluginsWarning, stacklevel=4)
+    if images.numel() and float(images.abs().max()) > _FAR:
+        message = f"x: pixels are expected in [0, 1], got values up to {float(images.abs().max()):g}; divide by 255?"
         warnings.warn(message, RSPluginsWarning, stacklevel=4)
     return images, broken.cpu().numpy()
 

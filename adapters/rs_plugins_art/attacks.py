@@ -211,7 +211,7 @@ class SmoothAdvPGD(EvasionAttack):
         images = to_images(x, device_and_dtype(victim.base, self.estimator.device)[1])
         expected = tuple(self.estimator.input_shape)
         if tuple(images.shape[1:]) != expected:
-            raise InputError(f"x: expected images of shape {expected}, got a batch of shape {tuple(images.shape)}")
+            raise InputError(f"x: expected a batch of images of shape {expected}, got shape {tuple(images.shape)}")
         return images
 
     def _check_params(self) -> None:

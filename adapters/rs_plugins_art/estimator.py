@@ -10,7 +10,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count, check_positive, check_probability, check_seed
-from rs_plugins.core.models import device_and_dtype, probe
+from rs_plugins.core.models import check_noiseless, device_and_dtype, probe
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.smoothing import NoiseMode, SmoothedModel, check_noise_mode
 from rs_plugins.core.streams import fresh_seed, stream
@@ -58,7 +58,7 @@ class SmoothedEstimator(PyTorchClassifier):
     def __init__(
         self,
         model: nn.Module,
-        sigma: float,
+        sigma: float | None = None,
         *,
         loss: nn.Module | None = None,
         input_shape: Sequence[int] | None = None,
@@ -77,6 +77,9 @@ class SmoothedEstimator(PyTorchClassifier):
         **host: Any,
     ) -> None:
         check_host_words(host)
+        check_noiseless(model, "model")
+        if sigma is None:
+            raise InputError("sigma: expected the standard deviation of the noise in pixels, what ART calls scale")
         smoothed = SmoothedModel(model, sigma, samples=samples, noise=noise, family=family, seed=seed, chunk=chunk)
         self._device_type = _device_type(model, device_type)
         self._fits = 0
@@ -245,9 +248,10 @@ class SmoothedEstimator(PyTorchClassifier):
         elif self._input_shape is None:
             self.input_shape = images.shape[1:]
         elif tuple(images.shape[1:]) != self._input_shape:
+            got, advice = tuple(images.shape), "; one image needs a batch axis, x[None]"
             raise InputError(
-                f"x: expected images of shape {self._input_shape}, got {tuple(images.shape[1:])} in a batch of "
-                f"{len(images)}"
+                f"x: expected a batch of images of shape {self._input_shape}, got shape {got}"
+                f"{advice if got == self._input_shape else ''}"
             )
         return images
 
@@ -303,9 +307,4 @@ def _guess_classes(model: nn.Module) -> int | None:
 
 def _device_type(model: nn.Module, device_type: str | None) -> str:
     """Return the type of the model's device, which must be the one named, if any; ART says "gpu" for "cuda"."""
-    if device_type is None and not _has_tensors(model):
-        raise InputError(
-            "model: it has no parameters or buffers, so its device is unknown; pass device_type='cpu' (or another)"
-        )
-    name = "cuda" if device_type == "gpu" else device_type
-    return device_and_dtype(model, name)[0].type
+    return device_and_dtype(model, "cuda" if device_type == "gpu" else device_type, "device_type")[0].type

@@ -22,7 +22,7 @@ _FORMAT = "rs-plugins smoothed classifier 1"
 
 def stem(filename: str, path: str | None) -> Path:
     """Return the path without ending of ``filename`` in the folder ``path``, ART's data folder if it is None."""
-    return Path(os.fspath(config.ART_DATA_PATH if path is None else path)) / filename
+    return Path(os.fspath(config.ART_DATA_PATH if path is None else path)) / filename.removesuffix(".safetensors")
 
 
 def save_classifier(stem: Path, model: nn.Module, settings: dict[str, Any], optimizer: Any) -> None:
@@ -76,7 +76,7 @@ def load_weights(stem: Path, model: nn.Module, optimizer: Any) -> None:
 def _header(stem: Path) -> dict[str, Any]:
     path = _weights(stem)
     if not path.is_file():
-        raise InputError(f"filename: expected a saved classifier, but {path} does not exist")
+        raise InputError(f"filename: expected a saved classifier, but {path} does not exist; path= names the folder")
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("rs-plugins", "{}"))

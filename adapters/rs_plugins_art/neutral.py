@@ -11,6 +11,7 @@ from torch import nn
 from rs_plugins.errors import InputError
 
 _DEFENCES = ("preprocessing_defences", "postprocessing_defences")
+_OURS = {"scale": "sigma", "sample_size": "samples (for predict) and n0 (for certify)"}
 _MIXED_PRECISION = ("opt_level", "loss_scale")  # without effect where use_amp is False
 
 
@@ -30,7 +31,8 @@ def check_host_words(words: dict[str, Any]) -> None:
             if value:
                 raise InputError("use_amp: expected False; give a model that does its own autocasting instead")
         elif name not in _MIXED_PRECISION:
-            raise TypeError(f"SmoothedClassifier() got an unexpected keyword argument {name!r}")
+            hint = f"; the name here is {_OURS[name]}" if name in _OURS else ""
+            raise TypeError(f"SmoothedClassifier() got an unexpected keyword argument {name!r}{hint}")
 
 
 def check_preprocessing(preprocessing: object) -> None:

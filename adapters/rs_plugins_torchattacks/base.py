@@ -56,7 +56,8 @@ class SmoothedAttack(Attack):
         seed: int | None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+            advice = "; pass its model" if isinstance(getattr(model, "model", None), nn.Module) else ""
+            raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}{advice}")
         super().__init__(name, model)
         self.supported_mode = ["default", "targeted"]
         self.sigma = sigma

@@ -172,7 +172,11 @@ def _judge_probe(distribution: str, module: str, seen: dict[str, Any] | str) -> 
         if host.partition(".")[0] != module:
             continue
         if state == "failed":
-            yield Finding("problem", f"{host}.{name} is missing: {detail}", "update rs-plugins or the host")
+            yield Finding(
+                "problem",
+                f"{host}.{name} is missing: {detail}",
+                "`rs-plugins list` names the plugin: update it, or its host",
+            )
         elif state == "kept":
             yield Finding("warning", f"{host}.{name} is not ours: {detail}", "import ours by its own module")
         else:

@@ -212,7 +212,7 @@ def certify(
         ModelError: If the model does not return logits (1, classes) without NaN on the first image, or what it says
             of a noisy copy depends on the batch.
     """
-    plan = FixedBudget() if plan is None else plan
+    plan = FixedBudget() if plan is None else _check_plan(plan)
     poll = Poll(
         model,
         images,
@@ -225,6 +225,12 @@ def certify(
         device=device,
     )
     return _certificates(poll, plan, progress)
+
+
+def _check_plan(plan: Plan) -> Plan:
+    if isinstance(plan, type) or not all(hasattr(plan, name) for name in ("alpha", "bound", "most", "procedure")):
+        raise InputError(f"plan: expected a plan such as FixedBudget(n=1000), got {plan!r}")
+    return plan
 
 
 def _certificates(poll: Poll, plan: Plan, progress: bool) -> Iterator[Certificate]:

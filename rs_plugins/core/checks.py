@@ -57,7 +57,8 @@ def check_floating(x: Tensor, name: str = "x") -> Tensor:
         InputError: If it is no tensor, an integer tensor, of rank below 2, or holds NaN or infinity.
     """
     if not isinstance(x, Tensor):
-        raise InputError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+        advice = "; use torch.from_numpy" if type(x).__module__ == "numpy" else ""
+        raise InputError(f"{name}: expected a torch.Tensor, got {type(x).__name__}{advice}")
     if not x.is_floating_point():
         raise InputError(f"{name}: expected floating-point pixels in [0, 1], got {x.dtype}; divide 8-bit images by 255")
     if x.ndim < 2:
@@ -92,7 +93,8 @@ def check_labels(y: Tensor, *, n: int, classes: int | None = None, name: str = "
     """
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-        raise InputError(f"{name}: expected a tensor of integer labels, got {got}")
+        advice = "; of one-hot labels take y.argmax(1)" if isinstance(y, Tensor) and y.ndim == 2 else ""
+        raise InputError(f"{name}: expected a tensor of integer labels, got {got}{advice}")
     if y.shape != (n,):
         raise InputError(f"{name}: expected one label per image, shape ({n},), got shape {tuple(y.shape)}")
     if classes is not None and n and not bool(((y >= 0) & (y < classes)).all()):

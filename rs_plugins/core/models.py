@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from rs_plugins.errors import InputError, ModelError
 
-
 # What models raise at inputs that they were not made for; running out of memory is not among it.
 _MISUSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -27,7 +26,8 @@ def check_noiseless(model: nn.Module, name: str) -> nn.Module:
         InputError: Otherwise.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name}: expected a torch.nn.Module, got {type(model).__name__}")
+        advice = "; pass its base_model" if hasattr(model, "base_model") else ""
+        raise InputError(f"{name}: expected a torch.nn.Module, got {type(model).__name__}{advice}")
     noisy = [type(part).__name__ for part in model.modules() if isinstance(part, NoisyModule)]
     if noisy:
         raise InputError(f"{name}: expected a base classifier, got a {noisy[0]}; noise would be added twice")
@@ -53,8 +53,10 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def device_and_dtype(model: nn.Module, device: torch.device | str | None = None) -> tuple[torch.device, torch.dtype]:
-    """Return where ``model`` computes and in which floating-point type.
+def device_and_dtype(
+    model: nn.Module, device: torch.device | str | None = None, name: str = "device"
+) -> tuple[torch.device, torch.dtype]:
+    """Return where ``model`` computes and in which floating-point type; ``name`` is what the caller calls ``device``.
 
     Raises:
         InputError: If ``model`` has neither parameters nor buffers and ``device`` is not given, or if ``device`` names
@@ -66,16 +68,16 @@ def device_and_dtype(model: nn.Module, device: torch.device | str | None = None)
     if not tensors:
         if device is None:
             raise InputError(
-                "model: it has no parameters or buffers, so its device is unknown; pass device='cpu' (or another)"
+                f"model: it has no parameters or buffers, so its device is unknown; pass {name}='cpu' (or another)"
             )
-        return check_device(device), dtype
+        return check_device(device, name), dtype
     home = (floating or tensors)[0].device
-    if device is not None and not _same_device(check_device(device), home):
-        raise InputError(f"device: expected the model's own device {home}, got {device}; move the model there first")
+    if device is not None and not _same_device(check_device(device, name), home):
+        raise InputError(f"{name}: expected the model's own device {home}, got {device}; move the model there first")
     return home, dtype
 
 
-def check_device(device: torch.device | str) -> torch.device:
+def check_device(device: torch.device | str, name: str = "device") -> torch.device:
     """Return ``device`` as a torch.device if this machine has it.
 
     Raises:
@@ -86,7 +88,7 @@ def check_device(device: torch.device | str) -> torch.device:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device: expected a device of this machine, got {str(device)!r} ({reason})") from None
+        raise InputError(f"{name}: expected a device of this machine, got {str(device)!r} ({reason})") from None
     return wanted
 
 

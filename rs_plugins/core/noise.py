@@ -80,6 +80,8 @@ def make_noise(family: Family, sigma: float) -> Noise:
     Raises:
         InputError: If ``sigma`` is not a finite number above 0, or what the family returns is no `Noise`.
     """
+    if not callable(family):
+        raise InputError(f"family: expected a noise family such as GaussianNoise, got {family!r}")
     noise = family(check_positive(sigma, "sigma"))
     missing = [name for name in ("name", "norm", "sigma", "draw_", "radius") if not hasattr(noise, name)]
     if missing:

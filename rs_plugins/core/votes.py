@@ -146,6 +146,8 @@ class Poll:
         The model is in eval mode during the forward passes, and as it was between any two results. An `autocast` of the
         caller is off: it would change the model. The bar ``progress`` is advanced by the votes of each pass.
         """
+        if self.device.type == "cpu":
+            _keep_freed_memory()
         buffer = torch.empty(self.chunk, *self.images.shape[1:], dtype=self._exact, device=self.device)
         most_live = max(2, self.chunk // 16)  # each holds a block of noise
         waiting = deque(range(len(self.images)))
@@ -243,6 +245,14 @@ class _Job(Generic[R]):
             self.unfilled = 0
             self._block = torch.empty(0)  # release the memory: the result may wait for its predecessors
             self.ballot = Ballot(stop.value, self._invalid, self.seconds)
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep the memory of activations between passes, once it has seen a large block freed.
+
+    Until then it returns each to the kernel and asks for it again, page by page, which can take as long as the network.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8)  # below the 32 MiB up to which it learns; no page of it is touched
 
 
 def warn_invalid(index: int, invalid: int) -> None:

@@ -1,4 +1,4 @@
-"""The main job in three minutes: train, attack and certify a small network on handwritten digits.
+"""The main job in two minutes: train, attack and certify a small network on handwritten digits.
 
 Three networks of the same size are compared: undefended, trained and certified by ART's own randomized smoothing, and
 trained and certified by ours, with the same noise, votes and confidence. The answers of the smoothed ones to an attack

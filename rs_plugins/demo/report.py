@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rs_plugins.demo.examination import PGD, SMOOTHADV, Outcome
+from rs_plugins.demo.examination import ART_BATCH, PGD, SMOOTHADV, Outcome
 from rs_plugins.demo.settings import Settings
 from rs_plugins.plots import Specimen, save_demo_figure
 
@@ -33,7 +33,7 @@ def save_figure(path: Path, outcomes: Sequence[Outcome], specimens: Sequence[Spe
     undefended, ours = outcomes[0], outcomes[-1]
     save_demo_figure(
         path,
-        f"Handwritten digits, noise {settings.sigma:g}, {settings.n:,} votes an image, alpha {settings.alpha:g}",
+        f"Handwritten digits, noise {settings.sigma:g}, {settings.n:,} votes per image, alpha {settings.alpha:g}",
         {
             o.defence.name if o.defence.smoothed else f"{o.defence.name}, but smoothed": o.results
             for o in reversed(outcomes)
@@ -66,7 +66,8 @@ def save_report(path: Path, table: str, settings: Settings) -> None:
 * Votes: noise of standard deviation {settings.sigma:g}, {settings.n0} to choose the class, {settings.n} to bound its
   probability. Each certificate is wrong with probability at most {settings.alpha:g}.
 * `ACR` is the mean certified radius, 0 where wrong. Easy images can inflate it: read it together with the accuracies.
-* ART's model is trained and certified by ART's own code (batch size 128), the others by ours. Seconds are wall-clock.
+* ART's model is trained and certified by ART's own code (batch size {ART_BATCH}), the others by ours. Seconds are
+  wall-clock.
 * {versions}, Python {platform.python_version()}, {torch.get_num_threads()} threads.
 """,
         encoding="utf-8",

@@ -61,4 +61,4 @@ class Settings:
     @property
     def budgets(self) -> tuple[float, ...]:
         """The attack budgets of the plot, in pixels."""
-        return (0.5 * self.eps, self.eps, 1.5 * self.eps, 2 * self.eps)
+        return tuple(step / 4 * self.eps for step in range(1, 9))

@@ -172,6 +172,12 @@ def test_plans_are_checked(options, message):
         FixedBudget(**options)
 
 
+@pytest.mark.parametrize("plan", [1000, FixedBudget, "fixed-budget"], ids=repr)
+def test_plans_are_plans(plan):
+    with pytest.raises(InputError, match=r"plan: expected a plan such as FixedBudget\(n=1000\), got"):
+        certify(network(), IMAGES, 0.5, plan=plan)
+
+
 def test_bad_input_is_refused_by_the_call_not_by_the_iteration():
     with pytest.raises(InputError, match="sigma: expected a finite number > 0, got -1"):
         certify(network(), IMAGES, -1)

@@ -17,7 +17,7 @@ def spoiled(value):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (GOOD.numpy(), "images: expected a torch.Tensor, got ndarray"),
+        (GOOD.numpy(), "images: expected a torch.Tensor, got ndarray; use torch.from_numpy"),
         ((GOOD * 255).to(torch.uint8), r"images: expected floating-point pixels in \[0, 1\], got torch.uint8; divide"),
         (GOOD[0], r"images: expected a batch of shape \(n, \*input\), got shape \(3,\)"),
         (spoiled(float("nan")), "images: expected finite values, got NaN or infinity"),
@@ -44,12 +44,16 @@ def test_images_are_accepted(x):
     [
         ([0, 1], "y: expected a tensor of integer labels, got list"),
         (torch.tensor([0.0, 1.0]), "y: expected a tensor of integer labels, got torch.float32"),
+        (
+            torch.eye(2),
+            r"y: expected a tensor of integer labels, got torch.float32; of one-hot labels take y.argmax\(1\)",
+        ),
         (torch.tensor([True, False]), "y: expected a tensor of integer labels, got torch.bool"),
         (torch.tensor([0, 1, 2]), r"y: expected one label per image, shape \(2,\), got shape \(3,\)"),
         (torch.tensor([0, 3]), r"y: expected labels in \[0, 3\), got values from 0 to 3"),
         (torch.tensor([-1, 0]), r"y: expected labels in \[0, 3\), got values from -1 to 0"),
     ],
-    ids=["list", "float", "bool", "shape", "high", "low"],
+    ids=["list", "float", "one-hot", "bool", "shape", "high", "low"],
 )
 def test_labels_are_refused(y, message):
     with pytest.raises(InputError, match=message):

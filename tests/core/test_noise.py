@@ -38,4 +38,6 @@ def test_a_family_must_offer_everything_a_certificate_needs():
         InputError, match=r"family: expected a noise family, got .*, whose noise has no name, norm, sigma"
     ):
         make_noise(lambda sigma: object(), 1.0)
+    with pytest.raises(InputError, match="family: expected a noise family such as GaussianNoise, got 'gaussian'"):
+        make_noise("gaussian", 1.0)
     assert make_noise(GaussianNoise, 1) == GaussianNoise(1.0)

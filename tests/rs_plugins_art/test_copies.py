@@ -177,7 +177,7 @@ class Laplace(GaussianNoise):
 def test_files_that_do_not_fit_are_refused(tmp_path, x, y):
     folder = str(tmp_path)
     SmoothedClassifier(cnn(), 0.25).save("model", folder)
-    with pytest.raises(InputError, match=r"filename: expected a saved classifier, but .* does not exist"):
+    with pytest.raises(InputError, match=r"filename: expected a saved classifier, but .* does not exist; path= names"):
         SmoothedClassifier.load("other", folder, model=cnn())
     with pytest.raises(ModelError, match="model: expected the architecture that was saved"):
         SmoothedClassifier.load("model", folder, model=mlp())
@@ -207,3 +207,11 @@ def test_a_family_of_ones_own_is_saved_by_name(tmp_path, x):
     loaded = SmoothedClassifier.load("model", str(tmp_path), model=cnn(), family=Laplace)
     assert next(loaded.certificates(x, 20)).made_with.family == "laplace"
     assert loaded.input_shape == SHAPE
+
+
+def test_the_ending_may_be_given(tmp_path):
+    classifier = SmoothedClassifier(cnn(), 0.25, input_shape=SHAPE)
+    classifier.save("m.safetensors", path=str(tmp_path))
+    assert (tmp_path / "m.safetensors").is_file()
+    for name in ("m", "m.safetensors"):
+        assert SmoothedClassifier.load(name, path=str(tmp_path), model=cnn()).sigma == 0.25

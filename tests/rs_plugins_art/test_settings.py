@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from rs_plugins.core.smoothing import SmoothedModel
-from rs_plugins.errors import InputError, ModelError
+from rs_plugins.errors import InputError, ModelError, RSPluginsWarning
 from rs_plugins_art.classifier import SmoothedClassifier
 
 from .conftest import CLASSES, SHAPE, Sharp, cnn, mlp
@@ -116,8 +116,8 @@ BAD_IMAGES = {
     "NaN": (lambda x: np.where(x > 0.5, np.nan, x), "x: expected finite values, got NaN or infinity"),
     "infinity": (lambda x: np.where(x > 0.5, np.inf, x), "x: expected finite values, got NaN or infinity"),
     "integers": (lambda x: (x * 255).astype(np.uint8), "x: expected floating-point pixels .* divide 8-bit images by"),
-    "shape": (lambda x: x[..., :5], r"x: expected images of shape \(2, 6, 6\), got \(2, 6, 5\) in a batch of 5"),
-    "one image": (lambda x: x[0], r"x: expected images of shape \(2, 6, 6\), got \(6, 6\) in a batch of 2"),
+    "shape": (lambda x: x[..., :5], r"x: expected a batch of images of shape \(2, 6, 6\), got shape \(5, 2, 6, 5\)$"),
+    "one image": (lambda x: x[0], r"got shape \(2, 6, 6\); one image needs a batch axis, x\[None\]"),
     "flat": (lambda x: x.reshape(-1), r"x: expected a batch of shape \(n, \*input\), got shape \(360,\)"),
 }
 
@@ -197,8 +197,8 @@ BAD_SETTINGS = {
     ),
     "clip values": ({"clip_values": (0, 255)}, r"clip_values: expected \(0, 1\) or None, got"),
     "clip arrays": ({"clip_values": (np.zeros(3), np.full(3, 2.0))}, r"clip_values: expected \(0, 1\) or None, got"),
-    "no such device": ({"device_type": "nonsense"}, "device: expected a device of this machine, got 'nonsense'"),
-    "meta device": ({"device_type": "meta"}, "device: expected the model's own device cpu, got meta"),
+    "no such device": ({"device_type": "nonsense"}, "device_type: expected a device of this machine, got 'nonsense'"),
+    "meta device": ({"device_type": "meta"}, "device_type: expected the model's own device cpu, got meta"),
 }
 
 
@@ -227,7 +227,7 @@ def test_and_by_set_params_which_then_changes_nothing(case, x):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
 def test_a_cuda_device_that_is_not_there(device):
-    with pytest.raises(InputError, match="device: expected a device of this machine, got 'cuda"):
+    with pytest.raises(InputError, match="device_type: expected a device of this machine, got 'cuda"):
         SmoothedClassifier(cnn(), 0.25, device_type=device)
 
 
@@ -357,3 +357,39 @@ def test_a_model_stays_on_its_device(monkeypatch):
     classifier = SmoothedClassifier(model, 0.25)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert (classifier.device.type, classifier.device_type) == ("meta", "meta")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"scale": 0.25}, "the name here is sigma"),
+        ({"sample_size": 9}, r"samples \(for predict\) and n0 \(for certify\)"),
+    ],
+    ids=["scale", "sample_size"],
+)
+def test_the_words_of_arts_own_smoothing_are_translated_in_the_error(words, message):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(words))}'; .*{message}"):
+        SmoothedClassifier(cnn(), **words)
+
+
+def test_sigma_is_needed():
+    with pytest.raises(InputError, match="sigma: expected the standard deviation"):
+        SmoothedClassifier(cnn())
+
+
+@pytest.mark.parametrize("model", [lambda x: x, None], ids=["function", "nothing"])
+def test_the_model_is_called_model(model):
+    with pytest.raises(InputError, match=r"model: expected a torch.nn.Module, got"):
+        SmoothedClassifier(model, 0.25)
+
+
+def test_an_estimator_is_no_base_classifier():
+    with pytest.raises(InputError, match=r"got SmoothedClassifier; pass its base_model"):
+        SmoothedClassifier(SmoothedClassifier(cnn(), 0.25), 0.25)
+
+
+def test_images_of_0_to_255_are_warned_of(x):
+    with pytest.warns(
+        RSPluginsWarning, match=r"x: pixels are expected in \[0, 1\], got values up to .*; divide by 255"
+    ):
+        SmoothedClassifier(cnn(), 0.25).predict(x * 255)

@@ -263,7 +263,7 @@ BAD_CALLS = {
     "NaN": (lambda x, y: (np.full_like(x, np.nan), y), "x: expected finite values, got NaN or infinity"),
     "range": (lambda x, y: (x * 255, y), r"x: expected pixels in \[0, 1\], got values from"),
     "integers": (lambda x, y: ((x * 255).astype(np.uint8), y), "x: expected floating-point pixels"),
-    "shape": (lambda x, y: (x[:, :, :5], y), r"x: expected images of shape \(2, 6, 6\), got"),
+    "shape": (lambda x, y: (x[:, :, :5], y), r"x: expected a batch of images of shape \(2, 6, 6\), got"),
     "labels": (lambda x, y: (x, y + 1), r"y: expected labels in \[0, 4\), got values from 1 to 4"),
     "number": (lambda x, y: (x, y[:4]), r"y: expected one label per image, shape \(5,\), got shape \(4,\)"),
 }

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,6 +204,7 @@ def test_a_model_without_parameters_uses_the_inputs_device(x, y, capsys):
     ("bad", "message"),
     [
         ({"model": lambda x: x}, "model: expected a torch.nn.Module, got function"),
+        ({"model": SimpleNamespace(model=nn.Flatten())}, "model: expected .*, got SimpleNamespace; pass its model"),
         ({"sigma": 0.0}, r"sigma: expected a finite number > 0, got 0\.0"),
         ({"sigma": "big"}, "sigma: expected a finite number > 0, got 'big'"),
         ({"samples": 0}, "samples: expected an integer >= 1, got 0"),
