@@ -5,7 +5,7 @@ import torchattacks
 import victim
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--attack", default="PGDL2")
+parser.add_argument("--attack", default="SmoothAdvPGD")
 parser.add_argument("--eps", type=float, default=0.5)
 args = parser.parse_args()
 

@@ -5,7 +5,7 @@ import torchattacks
 import victim
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--attack", required=True, choices=vars(torchattacks)["__all__"])
+parser.add_argument("--attack", default="SmoothAdvPGD", choices=vars(torchattacks)["__all__"])
 args = parser.parse_args()
 
 model, images, labels = victim.load()
