@@ -138,11 +138,14 @@ class _Session:
         self._lock = threading.RLock()
         self._open = False
         self._finder = ImportWatcher(self.watches, self.importing)
-        self._roots = {_root(export.host) for _, export in pairs}
         # A host's own modules that matter, parents included, and whole packages that targets live in.
         self._hosts = {prefix for _, export in pairs for prefix in _prefixes(export.host)}
         self._targets = {_root(export.target.partition(":")[0]) for _, export in pairs}
         self._running: list[str] = []
+        # Watched modules that have been executed. importlib calls them initialising for a moment longer, in which two
+        # threads that finish a host and its adapter would each leave the placing to the other.
+        self._executed: set[str] = set()
+        self._loading: set[tuple[str, int]] = set()  # targets, and the threads that are importing them for us
         self._placed: dict[tuple[str, int, str], _Placed] = {}
         self._kept: dict[Export, str] = {}
         self._failed: dict[str, str] = {}
@@ -167,40 +170,41 @@ class _Session:
         return self._open and (name in self._hosts or _root(name) in self._targets)
 
     def wait_for_imports(self) -> None:
-        """Let another thread finish a host that it began to import before we were watching."""
-        for root in self._roots:
-            if _is_initialising(root):
+        """Let another thread finish a host or an adapter that it began to import before we were watching."""
+        targets = {prefix for _, export in self._pairs for prefix in _prefixes(export.target.partition(":")[0])}
+        for name in sorted(self._hosts | targets):
+            if _is_initialising(name) or _another_thread_imports(name):
                 with contextlib.suppress(Exception):
-                    import_module(root)
+                    import_module(name)
 
     @contextlib.contextmanager
     def importing(self, name: str) -> Iterator[None]:
         """Surround the execution of a watched module; afterwards place what its end has made possible."""
         with self._lock:
             self._running.append(name)
+            self._executed.discard(name)
         try:
             yield
         except BaseException as error:
-            self._leave(name)
+            with self._lock:
+                self._running.remove(name)
             if isinstance(error, Exception):
                 self.settle()
             raise
-        self._leave(name)
-        self.settle(name)
-
-    def _leave(self, name: str) -> None:
         with self._lock:
             self._running.remove(name)
+            self._executed.add(name)
+        self.settle()
 
-    def settle(self, done: str | None = None) -> None:
-        """Place every export that can be placed; ``done`` names a module that has just been executed.
+    def settle(self) -> None:
+        """Place every export that can be placed.
 
         Raises:
             PluginError: One cannot be, and the session is strict.
         """
         for plugin, export in self._pairs:
             if self._open and export.target not in self._failed:
-                self._try(plugin, export, done)
+                self._try(plugin, export)
 
     def landings(self) -> list[Landing]:
         """Say for every export where it is."""
@@ -215,21 +219,31 @@ class _Session:
         is_placed = (export.host, id(module), export.name) in self._placed
         return Landing(plugin, export, "placed" if is_placed else "waiting")
 
-    def _is_ready(self, export: Export, done: str | None) -> bool:
+    def _is_ready(self, export: Export) -> bool:
         """Whether the host is complete, and no part of the target's package is half imported."""
         if sys.modules.get(export.host) is None:
             return False
         target = export.target.partition(":")[0]
-        for name in (*_prefixes(export.host), *_prefixes(target)):
-            if name != done and _is_initialising(name):
-                return False
         with self._lock:
-            running = set(self._running)
+            running, executed = set(self._running), set(self._executed)
+        for name in (*_prefixes(export.host), *_prefixes(target)):
+            if name not in executed and _is_initialising(name):
+                return False
         return not any(name in _prefixes(export.host) or _root(name) == _root(target) for name in running)
 
-    def _try(self, plugin: Plugin, export: Export, done: str | None) -> None:
+    def _try(self, plugin: Plugin, export: Export) -> None:
+        attempt = (export.target, threading.get_ident())
+        if attempt in self._loading:  # an import of ours ends in here, and will go on where it began
+            return
+        self._loading.add(attempt)
         try:
-            if not self._is_ready(export, done):
+            self._load_and_place(plugin, export)
+        finally:
+            self._loading.discard(attempt)
+
+    def _load_and_place(self, plugin: Plugin, export: Export) -> None:
+        try:
+            if not self._is_ready(export):
                 return
             value = registry.load_target(export.target)
             is_kept = not self._place(export, value)
@@ -286,6 +300,13 @@ def _prefixes(name: str) -> list[str]:
 def _is_initialising(name: str) -> bool:
     """Whether an import of that module has begun and not ended; what importlib itself looks at."""
     return bool(getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False))
+
+
+def _another_thread_imports(name: str) -> bool:
+    """Whether another thread holds the import lock of that module, which it does before the module exists."""
+    locks: dict[str, Callable[[], object]] = getattr(sys.modules["importlib._bootstrap"], "_module_locks", {})
+    lock = locks.get(name, lambda: None)()
+    return getattr(lock, "owner", None) not in (None, threading.get_ident())
 
 
 def _has_own(module: ModuleType, name: str, ours: object) -> bool:

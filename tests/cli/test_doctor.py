@@ -265,7 +265,7 @@ def test_exit_code_and_output(monkeypatch, versions, code):
 
 def test_the_real_environment_is_looked_at():
     env = doctor.Environment()
-    assert env.version("torch") == __import__("torch").__version__
+    assert env.version("torch").partition("+")[0] == __import__("torch").__version__.partition("+")[0]
     assert env.version("no-such-distribution") is None
     assert "pluggy" in env.files("pluggy")
     assert env.locations("json") == [Path(json.__file__)]
