@@ -69,7 +69,7 @@ def draw_certified_accuracy(
     """
     tops = [float(table.radius.max()) for table in certified.values() if table.radius is not None and len(table)]
     largest = max(tops, default=1.0)
-    radii = np.linspace(0, largest * 1.05 or 1.0, 400)
+    radii: Floats = np.linspace(0, largest * 1.05 or 1.0, 400, dtype=np.float64)
     for (name, table), colour, style in zip(certified.items(), COLOURS, STYLES, strict=False):
         axes.plot(
             radii, 100 * table.certified_accuracy(radii), style, color=colour, linewidth=2.2, label=f"{name}: certified"
@@ -92,7 +92,7 @@ def draw_certified_accuracy(
     axes.spines[["top", "right"]].set_visible(False)
     if certified and attacked:
         (budgets, accuracies), proved = next(iter(attacked.values())), next(iter(certified.values()))
-        grid = np.linspace(min(budgets), max(budgets), 400)
+        grid: Floats = np.linspace(min(budgets), max(budgets), 400, dtype=np.float64)
         floor = 100 * proved.certified_accuracy(grid)
         ceiling = 100 * np.asarray(accuracies)[np.searchsorted(budgets, grid, side="right") - 1]
         label = "between proof and attack"
