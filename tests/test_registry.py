@@ -272,7 +272,8 @@ def test_the_plugins_in_the_documentation_work(site):
     code = """
 import torch, torchattacks
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
-print("Shift" in torchattacks.__all__, torchattacks.Shift(model)(torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 0, 1])).shape)
+shifted = torchattacks.Shift(model)(torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 0, 1]))
+print("Shift" in torchattacks.__all__, shifted.shape)
 """
     command = [str(Path(sys.executable).parent / "rs-plugins"), "run", "-c", code]
     environ = os.environ | {"PYTHONPATH": str(site.folder)}
