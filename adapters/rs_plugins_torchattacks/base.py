@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchattacks.attack import Attack
 
 from rs_plugins.core.checks import check_count, check_images, check_labels, check_positive
-from rs_plugins.core.models import check_device, evaluating, probe
+from rs_plugins.core.models import check_device, check_noiseless, evaluating, probe
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.smoothing import NoiseMode, SmoothedModel
 from rs_plugins.errors import InputError, RSPluginsWarning
@@ -105,7 +105,7 @@ class SmoothedAttack(Attack):
             self._check_own_noise(model, sigma)
             base, sigma, family = model.base, model.sigma, model.family
         else:
-            _check_noiseless(model)
+            check_noiseless(model, "model")
             base, sigma, family = _HostLogits(self), DEFAULT_SIGMA if sigma is None else sigma, GaussianNoise
         return SmoothedModel(
             base, sigma, family=family, samples=self.samples, noise=self.noise, seed=self.seed, chunk=self.chunk
@@ -311,15 +311,6 @@ class _HostLogits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (n, classes) of pixels ``x`` (n, *input)."""
         return self._get_logits(x)
-
-
-def _check_noiseless(model: nn.Module) -> None:
-    """Refuse a ``model`` that would add noise of its own to ours."""
-    if any(isinstance(module, SmoothedModel) for module in model.modules()):
-        raise InputError(
-            f"model: expected a base classifier or a SmoothedModel, got a {type(model).__name__} with a SmoothedModel "
-            "inside, so noise would be added twice; wrap the base and not the SmoothedModel"
-        )
 
 
 def _check_home(images: Tensor, model: nn.Module) -> None:

@@ -30,7 +30,8 @@ def check_noiseless(model: nn.Module, name: str) -> nn.Module:
         raise InputError(f"{name}: expected a torch.nn.Module, got {type(model).__name__}{advice}")
     noisy = [type(part).__name__ for part in model.modules() if isinstance(part, NoisyModule)]
     if noisy:
-        raise InputError(f"{name}: expected a base classifier, got a {noisy[0]}; noise would be added twice")
+        got = noisy[0] if isinstance(model, NoisyModule) else f"{type(model).__name__} with a {noisy[0]} inside"
+        raise InputError(f"{name}: expected a base classifier, got a {got}; noise would be added twice")
     return model
 
 

@@ -288,7 +288,7 @@ def test_a_model_whose_number_of_columns_changes_is_stopped():
         (
             {"model": nn.Sequential(SmoothedModel(network(), 0.5))},
             InputError,
-            "got a SmoothedModel; noise would be added",
+            "got a Sequential with a SmoothedModel inside; noise",
         ),
         ({"model": print}, InputError, "model: expected a torch.nn.Module, got builtin_function_or_method"),
     ],
