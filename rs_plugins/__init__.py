@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from rs_plugins.activation import activated as activated
     from rs_plugins.activation import deactivate as deactivate
     from rs_plugins.core.certification import Certificate as Certificate
-    from rs_plugins.core.certification import FixedBudget as FixedBudget
     from rs_plugins.core.certification import certify as certify
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
+    from rs_plugins.core.plans.fixed_budget import FixedBudget as FixedBudget
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
     from rs_plugins_torchattacks.attacks import SmoothAdvPGD as SmoothAdvPGD
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Certificate": "rs_plugins.core.certification",
-    "FixedBudget": "rs_plugins.core.certification",
+    "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianNoise": "rs_plugins.core.noise",
     "SmoothAdvPGD": "rs_plugins_torchattacks.attacks",
     "SmoothedClassifier": "rs_plugins_art.classifier",

@@ -7,6 +7,6 @@ from rs_plugins.hookspecs import Component, hookimpl
 def rs_plugins_components() -> list[Component]:
     """Name the components of `rs_plugins.core`."""
     return [
-        Component("certifier", "fixed-budget", "rs_plugins.core.certification:FixedBudget"),
+        Component("certifier", "fixed-budget", "rs_plugins.core.plans.fixed_budget:FixedBudget"),
         Component("noise", "gaussian", "rs_plugins.core.noise:GaussianNoise"),
     ]

@@ -8,12 +8,14 @@ import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from rs_plugins.core.certification import ABSTAIN, Certificate, FixedBudget, certify, majority
+from rs_plugins.core.certification import Certificate, certify, majority
 from rs_plugins.core.checks import check_count, check_images, check_probability
 from rs_plugins.core.confidence import majority_p_value
 from rs_plugins.core.decisions import PROBES, Decider
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import Family, GaussianNoise
+from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.core.smoothing import soft_vote
 from rs_plugins.core.streams import stream
 from rs_plugins.core.training.gaussian import gaussian

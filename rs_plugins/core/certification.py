@@ -1,9 +1,8 @@
-"""Certificates: plans that say how many votes an image needs, and what they prove."""
+"""Certificates: what was proved about each image, and with what."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -11,97 +10,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import rs_plugins
-from rs_plugins.core.checks import check_count, check_probability
-from rs_plugins.core.confidence import clopper_pearson_lower, fewest_for_half, majority_p_value
+from rs_plugins.core.checks import check_probability
+from rs_plugins.core.confidence import majority_p_value
 from rs_plugins.core.models import digest
 from rs_plugins.core.noise import Family, GaussianNoise
-from rs_plugins.core.votes import Counts, Poll, Procedure, warn_invalid
+from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.plans.protocol import ABSTAIN, Case, Plan, Verdict
+from rs_plugins.core.streams import stream
+from rs_plugins.core.votes import Counts, Poll, Procedure, Turn, warn_invalid
 from rs_plugins.errors import InputError
-
-ABSTAIN = -1
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a plan concludes from one image's votes.
-
-    Attributes:
-        prediction: The certified class, or `ABSTAIN`.
-        guess: The class that the selection votes chose.
-        count: Estimation votes for the guess.
-        n: Estimation votes in all.
-        n0: Selection votes.
-        p_lower: Lower bound on the probability of the guess under noise, at confidence 1 - alpha.
-    """
-
-    prediction: int
-    guess: int
-    count: int
-    n: int
-    n0: int
-    p_lower: float
-
-
-class Plan(Protocol):
-    """How many votes to collect for an image, and what to conclude from them."""
-
-    bound: ClassVar[str]
-
-    @property
-    def alpha(self) -> float:
-        """Failure probability of each certificate."""
-
-    @property
-    def most(self) -> int:
-        """The largest number of votes that an image can need."""
-
-    def procedure(self) -> Procedure[Verdict]:
-        """Return the generator that asks for votes and returns the verdict on one image."""
-
-
-@dataclass(frozen=True)
-class FixedBudget:
-    """CERTIFY of Cohen et al. (2019): ``n0`` votes choose the class, ``n`` fresh ones bound its probability.
-
-    Args:
-        n0: Selection votes, >= 1.
-        n: Estimation votes; at least log(alpha)/log(1/2), fewer cannot certify anything.
-        alpha: Failure probability of each certificate, in (0, 1).
-
-    Raises:
-        InputError: If a value is outside its range.
-    """
-
-    bound: ClassVar[str] = "clopper-pearson"
-    n0: int = 100
-    n: int = 100_000
-    alpha: float = 0.001
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "n0", check_count(self.n0, "n0"))
-        object.__setattr__(self, "n", check_count(self.n, "n"))
-        object.__setattr__(self, "alpha", check_probability(self.alpha, "alpha"))
-        least = fewest_for_half(self.alpha)
-        if self.n < least:
-            raise InputError(
-                f"n: expected at least {least}, got {self.n}: with fewer votes nothing can be certified at "
-                f"alpha = {self.alpha}, even if all agree"
-            )
-
-    @property
-    def most(self) -> int:
-        """The number of votes of each image, selection and estimation."""
-        return self.n0 + self.n
-
-    def procedure(self) -> Procedure[Verdict]:
-        """Return the generator that asks for votes and returns the verdict on one image."""
-        selection = yield self.n0
-        guess = int(np.argmax(selection))  # the lowest of equals
-        estimation = yield self.n
-        count = int(estimation[guess])
-        p_lower = clopper_pearson_lower(count, self.n, self.alpha)
-        prediction = guess if p_lower >= 0.5 else ABSTAIN
-        return Verdict(prediction, guess, count, self.n, self.n0, p_lower)
 
 
 @dataclass(frozen=True)
@@ -151,6 +68,8 @@ class Certificate:
         count: Estimation votes for ``guess``.
         n: Estimation votes in all.
         n0: Selection votes.
+        runner_up: Upper bound on the probability of every other class; None where 1 - ``p_lower`` serves as one.
+        draw: The uniform draw of a randomised bound; None for other bounds.
         invalid: Votes that gave NaN logits and were counted for no class.
         seconds: The image's share of the wall-clock time.
         made_with: Everything else that the certificate depends on.
@@ -164,6 +83,8 @@ class Certificate:
     count: int
     n: int
     n0: int
+    runner_up: float | None
+    draw: float | None
     invalid: int
     seconds: float
     made_with: Provenance
@@ -186,6 +107,7 @@ def certify(
     classes: int | None = None,
     chunk: int | None = None,
     device: torch.device | str | None = None,
+    watch: Callable[[Certificate], bool | None] | None = None,
     progress: bool = False,
 ) -> Iterator[Certificate]:
     """Certify the smoothed version of ``model`` at each image (Cohen et al. 2019).
@@ -205,6 +127,8 @@ def certify(
         classes: The number of classes; found by running the model once if not given.
         chunk: At most this many noisy images per forward pass. Changes the speed, never a certificate.
         device: Only needed for a model without parameters.
+        watch: Called with the certificates that an image would get if sampling stopped now, by plans that have them
+            (`Anytime`); if it returns True, sampling of that image stops.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -224,7 +148,7 @@ def certify(
         chunk=chunk,
         device=device,
     )
-    return _certificates(poll, plan, progress)
+    return _certificates(poll, plan, watch, progress)
 
 
 def _check_plan(plan: Plan) -> Plan:
@@ -233,21 +157,27 @@ def _check_plan(plan: Plan) -> Plan:
     return plan
 
 
-def _certificates(poll: Poll, plan: Plan, progress: bool) -> Iterator[Certificate]:
+def _certificates(
+    poll: Poll, plan: Plan, watch: Callable[[Certificate], bool | None] | None, progress: bool
+) -> Iterator[Certificate]:
     made_with = _provenance(poll, plan)
+
+    def certificate(index: int, verdict: Verdict, invalid: int, seconds: float) -> Certificate:
+        return Certificate(index=index, invalid=invalid, seconds=seconds, made_with=made_with, **vars(verdict))
+
+    def procedure(turn: Turn) -> Procedure[Verdict]:
+        def report(verdict: Verdict) -> bool:
+            return watch is not None and bool(watch(certificate(turn.index, verdict, turn.invalid, turn.seconds)))
+
+        source = stream(poll.seed, "randomised bound", turn.index)
+        draw = 1 - float(torch.rand((), dtype=torch.float64, generator=source))  # in (0, 1]
+        return plan.procedure(Case(poll.noise, draw, lambda: turn.seconds, report))
+
     total = plan.most * len(poll.images)
     with tqdm(total=total, desc="certify", unit="votes", unit_scale=True, disable=not progress) as bar:
-        for index, ballot in zip(poll.indices, poll.run(plan.procedure, progress=bar), strict=True):
+        for index, ballot in zip(poll.indices, poll.run(procedure, progress=bar), strict=True):
             warn_invalid(index, ballot.invalid)
-            verdict = ballot.result
-            yield Certificate(
-                index=index,
-                radius=0.0 if verdict.prediction == ABSTAIN else poll.noise.radius(verdict.p_lower),
-                invalid=ballot.invalid,
-                seconds=ballot.seconds,
-                made_with=made_with,
-                **vars(verdict),
-            )
+            yield certificate(index, ballot.result, ballot.invalid, ballot.seconds)
 
 
 def _provenance(poll: Poll, plan: Plan) -> Provenance:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
-from rs_plugins.core.certification import ABSTAIN, Certificate
+from rs_plugins.core.certification import Certificate
 from rs_plugins.core.checks import check_probability
+from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.errors import ResultsError, ResultsWarning
 
 Floats = npt.NDArray[np.float64]

@@ -19,7 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from rs_plugins.core.certification import ABSTAIN, Certificate
+from rs_plugins.core.certification import Certificate
+from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.core.results import Results
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 

@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,20 @@ class Ballot(Generic[R]):
     """
 
     result: R
+    invalid: int
+    seconds: float
+
+
+class Turn(Protocol):
+    """What a procedure may know of the image that it is run for.
+
+    Attributes:
+        index: Position of the image in its data set.
+        invalid: Votes with NaN logits so far.
+        seconds: The image's share of the wall-clock time so far.
+    """
+
+    index: int
     invalid: int
     seconds: float
 
@@ -118,7 +132,7 @@ class Poll:
         """
         wanted = check_count(n, "n")
 
-        def ask_once() -> Procedure[Counts]:
+        def ask_once(_turn: Turn) -> Procedure[Counts]:
             return (yield wanted)
 
         rows = []
@@ -139,7 +153,7 @@ class Poll:
         return torch.promote_types(self.dtype, torch.float32)
 
     def run(
-        self, procedure: Callable[[], Procedure[R]], *, progress: "tqdm[object] | None" = None
+        self, procedure: Callable[[Turn], Procedure[R]], *, progress: "tqdm[object] | None" = None
     ) -> Iterator[Ballot[R]]:
         """Run one fresh procedure per image and yield their outcomes in the order of the images.
 
@@ -159,9 +173,10 @@ class Poll:
                     return job
             while waiting and len(live) < most_live:
                 position = waiting.popleft()
-                source = stream(self.seed, "votes", self.indices[position], device=self.device)
+                index = self.indices[position]
+                source = stream(self.seed, "votes", index, device=self.device)
                 image = self.images[position].to(self.device, self._exact)
-                live.append(_Job(image, procedure(), self.noise, source, self.classes))
+                live.append(_Job(index, image, procedure, self.noise, source, self.classes))
                 if live[-1].unfilled:
                     return live[-1]
             return None
@@ -201,16 +216,21 @@ class _Job(Generic[R]):
     """An image under way: its noise, the request it is waiting for, and the votes that came in."""
 
     def __init__(
-        self, image: Tensor, procedure: Procedure[R], noise: Noise, source: torch.Generator, classes: int
+        self,
+        index: int,
+        image: Tensor,
+        procedure: Callable[[Turn], Procedure[R]],
+        noise: Noise,
+        source: torch.Generator,
+        classes: int,
     ) -> None:
-        self.seconds = 0.0
+        self.index, self.invalid, self.seconds = index, 0, 0.0
         self.unfilled = 0  # votes of the running request that are in no batch yet
         self.ballot: Ballot[R] | None = None
-        self._image, self._procedure, self._noise, self._source = image, procedure, noise, source
+        self._image, self._procedure, self._noise, self._source = image, procedure(self), noise, source
         self._block, self._used = torch.empty(0), BLOCK
         self._tally = torch.zeros(classes + 1, dtype=torch.int64, device=image.device)
-        self._invalid = 0
-        self._advance(lambda: next(procedure))
+        self._advance(lambda: next(self._procedure))
 
     def fill(self, out: Tensor) -> None:
         """Write the image plus its next ``len(out)`` noise draws into ``out`` (k, *input)."""
@@ -235,7 +255,7 @@ class _Job(Generic[R]):
         """Hand the counts of the completed request to the procedure, which asks for more votes or returns."""
         counts = self._tally.cpu().numpy().copy()
         self._tally.zero_()
-        self._invalid += int(counts[-1])
+        self.invalid += int(counts[-1])
         self._advance(lambda: self._procedure.send(counts[:-1]))
 
     def _advance(self, step: Callable[[], int]) -> None:
@@ -244,7 +264,7 @@ class _Job(Generic[R]):
         except StopIteration as stop:
             self.unfilled = 0
             self._block = torch.empty(0)  # release the memory: the result may wait for its predecessors
-            self.ballot = Ballot(stop.value, self._invalid, self.seconds)
+            self.ballot = Ballot(stop.value, self.invalid, self.seconds)
 
 
 def _keep_freed_memory() -> None:

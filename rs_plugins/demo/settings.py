@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from rs_plugins.core.certification import FixedBudget
 from rs_plugins.core.checks import check_count, check_positive, check_seed
+from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.errors import InputError
 
 TEST_IMAGES = 500  # the last of the shuffled digits; the others are for training

@@ -8,10 +8,12 @@ from scipy.stats import binom, norm
 from torch import nn
 
 import rs_plugins
-from rs_plugins.core.certification import ABSTAIN, FixedBudget, certify, majority
+from rs_plugins.core.certification import certify, majority
 from rs_plugins.core.confidence import clopper_pearson_lower
 from rs_plugins.core.models import digest
 from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.core.votes import Poll
 from rs_plugins.errors import InputError, ModelError, ModelWarning
 

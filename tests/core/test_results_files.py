@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rs_plugins.core.certification import FixedBudget, certify
+from rs_plugins.core.certification import certify
+from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.results import Results
 from rs_plugins.core.results_files import (
     COLUMNS,

@@ -93,7 +93,7 @@ def test_noise_is_neither_clipped_nor_scaled():
 def test_adaptive_procedures_share_batches_and_results_come_in_order():
     asked = {}
 
-    def until_majority():
+    def until_majority(_turn):
         total, number = np.zeros(4, dtype=np.int64), len(asked)
         asked[number] = []
         for want in (10, 20 + number, 40):
@@ -113,7 +113,7 @@ def test_adaptive_procedures_share_batches_and_results_come_in_order():
 def test_a_result_is_there_before_the_next_image_is_begun():
     model = Recorder(network())
 
-    def ask():
+    def ask(_turn):
         return (yield 64)
 
     outcomes = Poll(model, IMAGES, 0.5, chunk=64).run(ask)
@@ -124,7 +124,7 @@ def test_a_result_is_there_before_the_next_image_is_begun():
 def test_few_images_are_alive_at_a_time_however_little_they_ask_for():
     begun = []
 
-    def ask():
+    def ask(_turn):
         begun.append(len(begun))
         return (yield 1)
 
@@ -136,7 +136,7 @@ def test_few_images_are_alive_at_a_time_however_little_they_ask_for():
 
 
 def test_procedures_may_end_without_a_vote():
-    def silent():
+    def silent(_turn):
         return "done"
         yield
 
@@ -145,7 +145,7 @@ def test_procedures_may_end_without_a_vote():
 
 @pytest.mark.parametrize("wish", [0, -1, 2.5, None], ids=repr)
 def test_procedures_that_ask_for_nonsense_are_stopped(wish):
-    def ask():
+    def ask(_turn):
         yield wish
 
     with pytest.raises(InputError, match="votes asked for by the procedure: expected an integer >= 1, got"):
@@ -153,7 +153,7 @@ def test_procedures_that_ask_for_nonsense_are_stopped(wish):
 
 
 def test_time_and_invalid_votes_add_up_over_requests():
-    def ask_twice():
+    def ask_twice(_turn):
         yield 200
         yield 200
 
@@ -200,7 +200,7 @@ def test_the_model_is_in_eval_mode_while_voting_and_as_before_between_results():
     seen = []
     model[1].register_forward_hook(lambda module, inputs, output: seen.append(module.training or model.training))
 
-    def ask():
+    def ask(_turn):
         return (yield 10)
 
     for _ in Poll(model, IMAGES, 0.5, chunk=10).run(ask):

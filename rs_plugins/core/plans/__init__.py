@@ -1,0 +1,1 @@
+"""Plans: how many votes an image needs, and what they prove. One plan per module."""
