@@ -95,6 +95,21 @@ class Certificate:
         return self.prediction == ABSTAIN
 
 
+class Certificates(Iterator[Certificate]):
+    """The certificates of one run, each computed when it is asked for."""
+
+    def __init__(self, made_with: Callable[[], Provenance], certificates: Iterator[Certificate]) -> None:
+        self._made_with, self._certificates = made_with, certificates
+
+    @property
+    def made_with(self) -> Provenance:
+        """What all of them are made with, if the model stays as it is until the first is asked for."""
+        return self._made_with()
+
+    def __next__(self) -> Certificate:
+        return next(self._certificates)
+
+
 def certify(
     model: nn.Module,
     images: Tensor,
@@ -109,7 +124,7 @@ def certify(
     device: torch.device | str | None = None,
     watch: Callable[[Certificate], bool | None] | None = None,
     progress: bool = False,
-) -> Iterator[Certificate]:
+) -> Certificates:
     """Certify the smoothed version of ``model`` at each image (Cohen et al. 2019).
 
     All checks are made before this function returns; the certificates are computed as the iterator is consumed, in the
@@ -148,7 +163,7 @@ def certify(
         chunk=chunk,
         device=device,
     )
-    return _certificates(poll, plan, watch, progress)
+    return Certificates(lambda: _provenance(poll, plan), _certificates(poll, plan, watch, progress))
 
 
 def _check_plan(plan: Plan) -> Plan:
