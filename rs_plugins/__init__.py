@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rs_plugins.activation import activate as activate
     from rs_plugins.activation import activated as activated
     from rs_plugins.activation import deactivate as deactivate
+    from rs_plugins.core.black_box import BlackBox as BlackBox
     from rs_plugins.core.certification import Certificate as Certificate
     from rs_plugins.core.certification import certify as certify
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BlackBox": "rs_plugins.core.black_box",
     "Certificate": "rs_plugins.core.certification",
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianNoise": "rs_plugins.core.noise",

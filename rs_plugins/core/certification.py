@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import rs_plugins
+from rs_plugins.core.black_box import Predict, as_base_classifier
 from rs_plugins.core.checks import check_probability
 from rs_plugins.core.confidence import majority_p_value
 from rs_plugins.core.models import digest
@@ -35,7 +36,8 @@ class Provenance:
         seed: Seed of the noise streams.
         dtype: Floating-point type of the model's input.
         device: Device type that computed it; CPU and GPU draw different noise from one seed.
-        model: SHA-256 of the model when the first vote was asked for (`rs_plugins.core.models.digest`).
+        model: SHA-256 of the model when the first vote was asked for (`rs_plugins.core.models.digest`); of a black
+            box no more than the name is known, and stands before it.
         versions: Versions of rs-plugins, torch, numpy and python.
     """
 
@@ -111,7 +113,7 @@ class Certificates(Iterator[Certificate]):
 
 
 def certify(
-    model: nn.Module,
+    model: nn.Module | Predict,
     images: Tensor,
     sigma: float,
     *,
@@ -131,7 +133,8 @@ def certify(
     order of the images, so that each can be written down before the next is begun.
 
     Args:
-        model: The base classifier: (n, *input) in pixels to logits (n, classes), normalisation inside.
+        model: The base classifier: a module, (n, *input) in pixels to logits (n, classes), normalisation inside; or a
+            function of such a batch in NumPy to scores or labels (`BlackBox`).
         images: (n, *input), floating point, pixels in [0, 1]; read on the way, so not to be changed meanwhile.
         sigma: Standard deviation of the noise, in pixels.
         plan: How many votes to spend; `FixedBudget` with the paper's numbers by default.
@@ -139,7 +142,8 @@ def certify(
         seed: Seed of the noise streams; None takes one from the operating system.
         indices: Position of each image in its data set, (n,); 0…n-1 by default. An image's noise depends on it, so
             give the true positions when certifying a part of a data set.
-        classes: The number of classes; found by running the model once if not given.
+        classes: The number of classes; found by running the model once if not given. A function that gives labels
+            needs it.
         chunk: At most this many noisy images per forward pass. Changes the speed, never a certificate.
         device: Only needed for a model without parameters.
         watch: Called with the certificates that an image would get if sampling stopped now, by plans that have them
@@ -153,7 +157,7 @@ def certify(
     """
     plan = FixedBudget() if plan is None else _check_plan(plan)
     poll = Poll(
-        model,
+        as_base_classifier(model, classes),
         images,
         sigma,
         family=family,

@@ -19,6 +19,12 @@ class NoisyModule(nn.Module):
     """A module that adds noise by itself."""
 
 
+class UnseenModule(nn.Module):
+    """A module whose working torch cannot see; it is known by its ``name``, one line of text."""
+
+    name: str
+
+
 def check_noiseless(model: nn.Module, name: str) -> nn.Module:
     """Return ``model`` if it is a module and none of its parts adds noise.
 
@@ -138,6 +144,8 @@ def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
     with evaluating(model), torch.no_grad(), check_unchanged(image):
         try:
             logits = model(image)
+        except ModelError:
+            raise
         except _MISUSE as error:
             reason = f"{type(error).__name__}: {error}"
             raise ModelError(f"model: it fails on an input of shape {tuple(image.shape)}: {reason}") from error
@@ -150,13 +158,15 @@ def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
 def digest(model: nn.Module) -> str:
     """Return a SHA-256 over the architecture's printed form, parameters and buffers, as 64 hexadecimal digits.
 
-    Buffers that are not persistent count. Tensors that are plain attributes cannot be seen: make them buffers.
+    Buffers that are not persistent count. Tensors that are plain attributes cannot be seen: make them buffers. Nor can
+    the working of an `UnseenModule`: the digits then come after the names of those.
     """
     sha = hashlib.sha256(repr(model).encode())
     for name, value in sorted([*model.named_parameters(), *model.named_buffers()], key=itemgetter(0)):
         sha.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    unseen = [f"black box {part.name}, " for part in model.modules() if isinstance(part, UnseenModule)]
+    return "".join(unseen) + sha.hexdigest()
 
 
 def _same_device(wanted: torch.device, home: torch.device) -> bool:
