@@ -108,7 +108,7 @@ class BlackBox(UnseenModule):
         except (KeyError, TypeError):
             first, *_, last = self._position
             advice = "; name the labels with labels=" if isinstance(label, str) else ""
-            if isinstance(label, float) and label != round(label):
+            if isinstance(label, float) and 0 < label < 1:
                 advice = "; turn probabilities p of one class into two columns (1 - p, p)"
             message = f"predict: expected labels from {first!r} to {last!r}, got {label!r}{advice}"
             raise ModelError(message) from None
