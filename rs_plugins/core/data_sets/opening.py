@@ -1,0 +1,54 @@
+"""Opens a data set by a text such as ``mnist:DIR``, as the command line names it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rs_plugins.core.checks import check_count
+from rs_plugins.core.data_sets import cifar10, digits, image_folder, mnist, npz
+from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.errors import InputError
+
+SPLITS = ("test", "train")
+
+# format → (its reader, whether it has a train and a test part)
+_ON_DISK: dict[str, tuple[Callable[[Path, str], DataSet], bool]] = {
+    "mnist": (mnist.open_mnist, True),
+    "cifar10": (cifar10.open_cifar10, True),
+    "npz": (npz.open_npz, False),
+    "npz-jpeg": (npz.open_npz_jpeg, True),
+}
+
+
+def open_data_set(text: str, *, split: str | None = None, image_size: int | None = None) -> DataSet:
+    """Open ``digits``, ``mnist:DIR``, ``cifar10:DIR``, ``imagefolder:DIR``, ``npz:FILE`` or ``npz-jpeg:FILE``.
+
+    Args:
+        text: The format and where the files are.
+        split: ``"test"`` (the default) or ``"train"``, of a data set that has these parts.
+        image_size: Side in pixels to which the images of an image folder are brought.
+
+    Raises:
+        InputError: If there is no such format, the files are not there or damaged, or the option does not fit.
+        MissingDependencyError: If reading this format needs a package that is not installed.
+    """
+    name, _, place = text.partition(":")
+    if split not in (None, *SPLITS):
+        raise InputError(f"split: expected test or train, got {split!r}")
+    if image_size is not None and name != "imagefolder":
+        raise InputError(f"image_size: only for imagefolder, got it with {name}")
+    if name == "digits" and not place:
+        return digits.open_digits(split or "test")
+    if name not in (*_ON_DISK, "imagefolder") or not place:
+        formats = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE or npz-jpeg:FILE"
+        raise InputError(f"data: expected {formats}, got {text!r}")
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise InputError(f"data: {name}: there is no {path}")
+    open_it, has_parts = _ON_DISK.get(name, (None, False))
+    if split is not None and not has_parts:
+        raise InputError(f"split: {name} has no parts; name the folder or file of the part that you want")
+    if open_it is None:
+        return image_folder.open_image_folder(
+            path, None if image_size is None else check_count(image_size, "image_size")
+        )
+    return open_it(path, split or "test")
