@@ -1,6 +1,5 @@
 """The smoothed classifier as an ART estimator."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,19 +7,13 @@ import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from rs_plugins.core.certification import Certificate, certify, majority
-from rs_plugins.core.checks import check_count, check_images, check_probability
-from rs_plugins.core.confidence import majority_p_value
-from rs_plugins.core.decisions import PROBES, Decider
+from rs_plugins.core.checks import check_count, check_images
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import Family, GaussianNoise
-from rs_plugins.core.plans.fixed_budget import FixedBudget
-from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.core.smoothing import soft_vote
 from rs_plugins.core.streams import stream
 from rs_plugins.core.training.gaussian import gaussian
 from rs_plugins.core.training.loop import Scheduler, train
-from rs_plugins.core.votes import Counts, Poll, default_chunk, warn_invalid
 from rs_plugins.errors import InputError, ModelError
 from rs_plugins_art.arrays import Array, host_rows, set_aside_broken, to_targets
 from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
@@ -121,35 +114,6 @@ class SmoothedClassifier(SmoothedGradients):
             raise ModelError("model: expected finite logits, got NaN or infinity on noisy images")
         return rows
 
-    def _hard_rows(self, images: Tensor) -> Array:
-        """Return ART's rows for hard votes: one-hot, or zeros for abstention, (n, classes) float64."""
-        if majority_p_value(self.samples, 0) > self.alpha:
-            raise InputError(
-                f"samples: {self.samples} are too few to predict at alpha = {self.alpha}: every row would abstain, "
-                "even if all votes agree"
-            )
-        answers = majority(self._fixed_votes(images), self.alpha)
-        rows = np.zeros((len(images), self.nb_classes))
-        rows[answers != ABSTAIN, answers[answers != ABSTAIN]] = 1
-        return rows
-
-    def _fixed_votes(self, images: Tensor) -> Counts:
-        """Return the hard votes (n, classes) under the draws of `predict`; NaN logits are votes for no class."""
-        device, classes = self._device, self.nb_classes
-        draws = self.model.fixed_draws(images[:1].to(device))
-        chunk = self.chunk or default_chunk(draws[0], device)
-        counts = np.zeros((len(images), classes + 1), dtype=np.int64)
-        if not len(images):
-            return counts[:, :-1]
-        decide = Decider.measured(self.base_model, images[0].to(device) + draws[:PROBES], classes)
-        with evaluating(self.model), torch.no_grad():
-            for row, image in enumerate(images):
-                for part in draws.split(chunk):
-                    winners = decide(image.to(device) + part)
-                    counts[row] += winners.bincount(minlength=classes + 1).cpu().numpy()
-                warn_invalid(row, int(counts[row, -1]))
-        return counts[:, :-1]
-
     # ---- training --------------------------------------------------------------------------------------------------
 
     def fit(
@@ -237,108 +201,6 @@ class SmoothedClassifier(SmoothedGradients):
                 seen += len(x)
             if scheduler is not None:
                 scheduler.step()
-
-    # ---- certification ---------------------------------------------------------------------------------------------
-
-    def certify(
-        self,
-        x: Array,
-        n: int,
-        batch_size: int = 32,
-        *,
-        n0: int = 100,
-        alpha: float | None = None,
-        seed: int | None = None,
-        indices: Sequence[int] | None = None,
-        verbose: bool = False,
-    ) -> tuple[Array, Array]:
-        """Return the certified classes (n,), int64, -1 for abstention, and radii (n,), float64, in pixels.
-
-        Args:
-            x: (n, *input), pixels in [0, 1].
-            n: Votes per image that bound the probability of its class.
-            batch_size: Taken for ART's sake; ``chunk`` says how many noisy images go through at once. Neither changes
-                a result.
-            n0: Votes per image that select the class.
-            alpha: Failure probability of each certificate; the classifier's if not given.
-            seed: Seed of the votes; the classifier's if not given.
-            indices: Position of each image in its data set, on which its noise depends; 0, 1, … by default.
-            verbose: Whether to show a progress bar.
-
-        Raises:
-            InputError: If an argument has an impossible value.
-            ModelError: If the model does not return logits (n, classes).
-        """
-        check_count(batch_size, "batch_size")
-        records = self.certificates(x, n, n0=n0, alpha=alpha, seed=seed, indices=indices, verbose=verbose)
-        pairs = [(record.prediction, record.radius) for record in records]
-        return np.array([p for p, _ in pairs], dtype=np.int64), np.array([r for _, r in pairs], dtype=np.float64)
-
-    def certificates(
-        self,
-        x: Any,
-        n: int,
-        *,
-        n0: int = 100,
-        alpha: float | None = None,
-        seed: int | None = None,
-        indices: Sequence[int] | None = None,
-        verbose: bool = False,
-    ) -> Iterator[Certificate]:
-        """Certify like `certify`, and yield the full record of each image as soon as it is ready.
-
-        Checks are made at once, the work while the result is consumed.
-        """
-        images = self._images(x).detach()
-        return certify(
-            self.base_model,
-            images,
-            self.sigma,
-            plan=FixedBudget(n0=n0, n=n, alpha=self.alpha if alpha is None else alpha),
-            family=self.family,
-            seed=self.seed if seed is None else seed,
-            indices=indices,
-            classes=self._nb_classes,
-            chunk=self.chunk,
-            device=self._device,
-            progress=verbose,
-        )
-
-    def votes(
-        self,
-        x: Any,
-        n: int,
-        *,
-        alpha: float | None = None,
-        seed: int | None = None,
-        indices: Sequence[int] | None = None,
-    ) -> tuple[Counts, Array]:
-        """Return ``n`` hard votes per image, (images, classes), and where PREDICT abstains on them, (images,).
-
-        They are drawn afresh for each image, not the draws of `predict`: with a seed that the attack did not know, they
-        are what to judge an attack by.
-
-        Args:
-            x: (images, *input), pixels in [0, 1].
-            n: Votes per image.
-            alpha: Level of the test between the two leading classes; the classifier's if not given.
-            seed: Seed of the votes; the classifier's if not given.
-            indices: Position of each image in its data set; 0, 1, … by default.
-        """
-        level = check_probability(self.alpha if alpha is None else alpha, "alpha")
-        images = self._images(x).detach()
-        counts = Poll(
-            self.base_model,
-            images,
-            self.sigma,
-            family=self.family,
-            seed=self.seed if seed is None else seed,
-            indices=indices,
-            classes=self._nb_classes,
-            chunk=self.chunk,
-            device=self._device,
-        ).votes(n)
-        return counts, majority(counts, level) == ABSTAIN
 
     # ---- files -------------------------------------------------------------------------------------------------------
 

@@ -2,20 +2,21 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from rs_plugins.core.checks import check_count, check_positive, check_probability, check_seed
+from rs_plugins.core.checks import check_count
 from rs_plugins.core.models import check_noiseless, device_and_dtype, probe
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.smoothing import NoiseMode, SmoothedModel, check_noise_mode
-from rs_plugins.core.streams import fresh_seed, stream
+from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import to_images, to_targets
+from rs_plugins_art.certifying import Certifying, of_module
 from rs_plugins_art.neutral import (
     check_clip_values,
     check_host_words,
@@ -31,19 +32,7 @@ Output = Literal["log_probs", "probs"]
 _LEARNT = ("input_shape", "nb_classes")  # from the first batch, if not given
 
 
-def _of_module(name: str, check: Callable[[Any], Any], doc: str) -> Any:
-    """Return a property that reads and, after ``check``, writes the attribute ``name`` of the smoothed module."""
-
-    def read(self: "SmoothedEstimator") -> Any:
-        return getattr(self.model, name)
-
-    def write(self: "SmoothedEstimator", value: Any) -> None:
-        setattr(self.model, name, check(value))
-
-    return property(read, write, doc=doc)
-
-
-class SmoothedEstimator(PyTorchClassifier):
+class SmoothedEstimator(Certifying, PyTorchClassifier):
     """What `SmoothedClassifier` is built on; see there."""
 
     preprocessing: Any
@@ -102,29 +91,7 @@ class SmoothedEstimator(PyTorchClassifier):
 
     # ---- settings --------------------------------------------------------------------------------------------------
 
-    sigma = _of_module(
-        "sigma", lambda value: check_positive(value, "sigma"), "Standard deviation of the noise, in pixels."
-    )
-    samples = _of_module("samples", lambda value: check_count(value, "samples"), "Noise draws of the soft vote.")
-    noise = _of_module("noise", check_noise_mode, "Which draws gradients see: fixed or fresh ones.")
-    seed = _of_module("seed", lambda value: fresh_seed() if value is None else check_seed(value), "Seed of the draws.")
-    chunk = _of_module(
-        "chunk",
-        lambda value: None if value is None else check_count(value, "chunk"),
-        "At most this many noisy images per forward pass; None: chosen by device and size.",
-    )
-
-    @property
-    def base_model(self) -> nn.Module:
-        """The base classifier, without noise."""
-        base: nn.Module = self.model.base
-        return base
-
-    @property
-    def family(self) -> Family:
-        """The noise family."""
-        family: Family = self.model.family
-        return family
+    noise = of_module("noise", check_noise_mode, "Which draws gradients see: fixed or fresh ones.")
 
     @property
     def output(self) -> Output:
@@ -136,15 +103,6 @@ class SmoothedEstimator(PyTorchClassifier):
         if output not in ("log_probs", "probs"):
             raise InputError(f"output: expected 'log_probs' or 'probs', got {output!r}")
         self._output = output
-
-    @property
-    def alpha(self) -> float:
-        """Failure probability of a certificate."""
-        return self._alpha
-
-    @alpha.setter
-    def alpha(self, alpha: float) -> None:
-        self._alpha = check_probability(alpha, "alpha")
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -144,6 +144,27 @@ class SmoothedGradients(SmoothedEstimator):
             )
         return modules[layer]
 
+    def custom_loss_gradient(self, loss_fn: Any, x: Any, y: Any, layer_name: Any, training_mode: bool = False) -> Any:
+        """Return the gradient in ``x`` of a distance between the activations of ``x`` and of ``y``, shape of ``x``.
+
+        Args:
+            loss_fn: The distance: called with the difference of the activations and ``p=2``, it returns a scalar.
+            x: (n, *input).
+            y: The images to come close to, (n, *input).
+            layer_name: As ``layer`` of `get_activations`, whose activations these are: without noise.
+            training_mode: False: activations are those of the base model in eval mode.
+
+        Raises:
+            InputError: If there is no such layer.
+        """
+        refuse_training_mode(training_mode)
+        with torch.inference_mode(False), torch.enable_grad():
+            images, aims = self._images(x).detach().clone().requires_grad_(), self._images(y).detach().clone()
+            activations = self.get_activations(images, layer_name, framework=True)
+            difference = activations - self.get_activations(aims, layer_name, framework=True)
+            (gradient,) = torch.autograd.grad(loss_fn(difference, p=2), images)
+        return like(x, gradient)
+
     def _predict_framework(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the differentiable log-probabilities at ``x``, for ART's patch attacks."""
         with evaluating(self.model):

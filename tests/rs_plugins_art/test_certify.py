@@ -7,8 +7,9 @@ from art.estimators.certification.randomized_smoothing import PyTorchRandomizedS
 from scipy.stats import binom, norm
 from torch import nn
 
-from rs_plugins.core.certification import Certificate
+from rs_plugins.core.certification import Certificate, certify
 from rs_plugins.core.decisions import PROBES
+from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.errors import InputError
 from rs_plugins_art.classifier import SmoothedClassifier
 
@@ -82,6 +83,41 @@ def test_every_option_counts(classifier, x):
     assert counts(indices=[5, 6, 7, 8, 9]) != base
     assert counts(SmoothedClassifier(cnn(20), 0.1, seed=1)) == counts(seed=1)
     assert counts(SmoothedClassifier(cnn(20), 0.1, alpha=0.05)) == counts(alpha=0.05)
+
+
+def test_a_plan_instead_of_numbers(classifier, x):
+    plan = FixedBudget(n0=50, n=150, alpha=0.02)
+    records = list(classifier.certificates(x, plan=plan))
+    assert keys(records) == keys(certify(cnn(20), torch.tensor(x), 0.1, plan=plan))
+    assert keys(records) == keys(classifier.certificates(x, 150, n0=50, alpha=0.02))
+    assert keys(records) != keys(classifier.certificates(x, 150, n0=50))
+    assert {(record.made_with.alpha, record.made_with.plan) for record in records} == {(0.02, repr(plan))}
+    labels, radii = classifier.certify(x, plan=plan, batch_size=3)
+    assert labels.tolist() == [record.prediction for record in records]
+    assert radii.tolist() == [record.radius for record in records]
+    other = classifier.certificates(x, plan=plan, seed=4, indices=[7, 5, 3, 1, 0])
+    assert keys(other) == keys(certify(cnn(20), torch.tensor(x), 0.1, plan=plan, seed=4, indices=[7, 5, 3, 1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 100}, "plan: expected a plan or n, got both; a plan has its own votes and alpha"),
+        ({"n0": 100}, "plan: expected a plan or n0, got both"),
+        ({"alpha": 0.001}, "plan: expected a plan or alpha, got both"),
+        ({"n": 100, "n0": 9, "alpha": 0.001}, "plan: expected a plan or n and n0 and alpha, got both"),
+        ({"plan": 100}, r"plan: expected a plan such as FixedBudget\(n=1000\), got 100"),
+        ({"plan": FixedBudget}, r"plan: expected a plan such as FixedBudget\(n=1000\), got <class"),
+        ({"plan": None, "n0": 100}, "n: expected the number of votes per image, or a plan such as plan=FixedBudget"),
+    ],
+    ids=str,
+)
+def test_a_plan_and_numbers_are_not_mixed(options, message, classifier, x):
+    options = {"plan": FixedBudget(n=100), **options}
+    with pytest.raises(InputError, match=message):
+        classifier.certify(x, **options)
+    with pytest.raises(InputError, match=message):
+        classifier.certificates(x, **options)
 
 
 def test_the_number_of_forward_inputs_is_the_budget(x):

@@ -220,3 +220,24 @@ def test_activations_are_the_base_models(x):
 def test_the_one_hot_rows_of_another_number_of_classes_are_refused(x):
     with pytest.raises(InputError, match=r"y: expected labels of shape \(5,\), \(5, 1\) or \(5, 4\), got"):
         setting()[0].loss_gradient(x, ROWS)
+
+
+@pytest.mark.parametrize(("layer", "depth"), [("0", 1), (4, 5)])
+def test_custom_loss_gradient_is_that_of_the_base_models_activations(layer, depth, x):
+    aims = x[::-1].copy()
+
+    def distance(difference, p):
+        return (difference.abs() ** p).sum()
+
+    leaf, part = torch.tensor(x, requires_grad=True), cnn()[:depth]
+    distance(part(leaf) - part(torch.tensor(aims)), 2).backward()
+    classifier = SmoothedClassifier(cnn(), 0.25)
+    gradient = classifier.custom_loss_gradient(distance, x, aims, layer)
+    np.testing.assert_allclose(gradient, leaf.grad.numpy(), atol=1e-5)
+    assert gradient.dtype == np.float32
+    of_tensors = classifier.custom_loss_gradient(distance, torch.tensor(x), torch.tensor(aims), layer)
+    np.testing.assert_allclose(of_tensors.numpy(), gradient, atol=1e-6)
+    with pytest.raises(InputError, match="training_mode: expected False"):
+        classifier.custom_loss_gradient(distance, x, aims, layer, training_mode=True)
+    with pytest.raises(InputError, match="layer: expected a layer of the base model"):
+        classifier.custom_loss_gradient(distance, x, aims, "9")

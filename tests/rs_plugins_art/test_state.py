@@ -24,6 +24,7 @@ CALLS = {
     "compute_losses": lambda c, x, y: c.compute_losses(x, y),
     "get_activations": lambda c, x, y: c.get_activations(x, 0),
     "get_activations of a tensor": lambda c, x, y: c.get_activations(torch.tensor(x), 0, framework=True),
+    "custom_loss_gradient": lambda c, x, y: c.custom_loss_gradient(torch.norm, x, x[::-1].copy(), "network.0"),
     "framework": lambda c, x, y: c._predict_framework(torch.tensor(x)),
     "fit": lambda c, x, y: c.fit(x, y, nb_epochs=1, batch_size=5),
     "fit in eval mode": lambda c, x, y: c.fit(x, y, nb_epochs=1, batch_size=5, training_mode=False),
