@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 from rs_plugins.core.certification import Certificate
-from rs_plugins.core.checks import check_probability
+from rs_plugins.core.checks import check_count, check_probability
 from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.errors import ResultsError, ResultsWarning
 
@@ -32,6 +32,9 @@ class Results:
         radius: Certified radii in pixels, 0 for abstention; None for a log of predictions.
         correct: Whether ``predict`` equals ``label``.
         seconds: Time of each image.
+        samples: Votes of each image, selection and estimation; None where the log does not say.
+        sigma: Standard deviation of the noise, in pixels; None where the log does not say.
+        alpha: Failure probability of each certificate; None where the log does not say.
     """
 
     idx: Ints
@@ -40,6 +43,9 @@ class Results:
     radius: Floats | None
     correct: npt.NDArray[np.bool_]
     seconds: Floats
+    samples: Ints | None = None
+    sigma: float | None = None
+    alpha: float | None = None
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -56,6 +62,9 @@ class Results:
             radius=np.array([c.radius for c in certificates], dtype=np.float64),
             correct=predict == label,
             seconds=np.array([c.seconds for c in certificates], dtype=np.float64),
+            samples=np.array([c.n0 + c.n for c in certificates], dtype=np.int64),
+            sigma=common([c.made_with.sigma for c in certificates]),
+            alpha=common([c.made_with.alpha for c in certificates]),
         )
 
     def certified_accuracy(self, radii: Sequence[float] | Floats, *, parity: bool = False) -> Floats:
@@ -104,6 +113,54 @@ class Results:
             wrong = float(binom.ppf(1 - rho, n, alpha)) / n
         return self.certified_accuracy(radii) - wrong
 
+    def certified_accuracy_interval(
+        self, radii: Sequence[float] | Floats, *, confidence: float = 0.95, parity: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Return a Clopper-Pearson interval for the certified accuracy on images drawn like these, for each radius.
+
+        It tells how much the figure owes to the choice of the images, and takes the certificates as they are.
+
+        Args:
+            radii: The radii, as in `certified_accuracy`.
+            confidence: Probability that an interval holds the true value, for each radius by itself.
+            parity: As in `certified_accuracy`.
+
+        Returns:
+            The lower and the upper ends.
+
+        Raises:
+            ResultsError: If this is a log of predictions.
+            InputError: If ``confidence`` is outside (0, 1).
+        """
+        tail, n = (1 - check_probability(confidence, "confidence")) / 2, len(self)
+        hits: Floats = np.rint(self.certified_accuracy(radii, parity=parity) * n)
+        low = np.where(hits == 0, 0.0, beta.ppf(tail, hits, n - hits + 1))
+        high = np.where(hits == n, 1.0, beta.isf(tail, hits + 1, n - hits))
+        return (low, high) if n else (hits, hits)
+
+    def average_certified_radius_interval(
+        self, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Return the percentile bootstrap interval of ACR over the images.
+
+        Args:
+            confidence: Nominal probability that the interval holds the ACR of images drawn like these.
+            resamples: Bootstrap samples.
+            seed: Seed of the resampling.
+
+        Raises:
+            ResultsError: If this is a log of predictions.
+            InputError: If ``confidence`` is outside (0, 1) or ``resamples`` is below 1.
+        """
+        tail = (1 - check_probability(confidence, "confidence")) / 2
+        gains, n = self.correct * self.radii, len(self)
+        if not n:
+            return math.nan, math.nan
+        draws = np.random.default_rng(seed)
+        means = [float(gains[draws.integers(n, size=n)].mean()) for _ in range(check_count(resamples, "resamples"))]
+        low, high = np.quantile(means, [tail, 1 - tail])
+        return float(low), float(high)
+
     @property
     def radii(self) -> Floats:
         """The certified radii in pixels, (n,).
@@ -135,3 +192,8 @@ class Results:
         if not len(self):
             warnings.warn(f"{figure} is undefined: the table has no rows", ResultsWarning, stacklevel=3)
         return bool(len(self))
+
+
+def common(values: Sequence[float]) -> float | None:
+    """Return the value that all ``values`` have, or None."""
+    return values[0] if len(set(values)) == 1 else None

@@ -14,7 +14,8 @@ from rs_plugins.core.certification import certify, majority
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import ResultsWriter, write_results
+from rs_plugins.core.results_files import write_results
+from rs_plugins.core.results_writer import ResultsWriter
 from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import Poll
 from rs_plugins.demo.defences import Defence, Digits, global_randomness

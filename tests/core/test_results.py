@@ -1,8 +1,9 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from rs_plugins.core.results import Results
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
@@ -42,6 +43,56 @@ def test_figures_of_an_empty_table_are_nan(figure):
         assert math.isnan(table().average_certified_radius)
     with pytest.warns(ResultsWarning, match="certified accuracy is undefined"):
         assert np.isnan(table().certified_accuracy([0, 1])).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+@pytest.mark.parametrize("hits", [0, 1, 17, 39, 40])
+def test_intervals_of_certified_accuracy_are_clopper_pearson(hits, confidence):
+    results = table(*[(1, 1, 1.0)] * hits, *[(1, 0, 1.0)] * (40 - hits))
+    low, high = results.certified_accuracy_interval([0.5, 2.0], confidence=confidence)
+    exact = [binomtest(k, 40).proportion_ci(confidence) for k in (hits, 0)]
+    np.testing.assert_allclose(low, [interval.low for interval in exact], atol=1e-12)
+    np.testing.assert_allclose(high, [interval.high for interval in exact], atol=1e-12)
+
+
+def test_intervals_know_parity():
+    results, r = table((1, 1, 0.825)), 165 * 0.005
+    assert results.certified_accuracy_interval([r])[1].tolist() == [1]
+    assert results.certified_accuracy_interval([r], parity=True)[0].tolist() == [0]
+
+
+def test_interval_of_acr():
+    draws = np.random.default_rng(1)
+    right, radius = draws.random(2000) < 0.7, draws.random(2000)
+    results = table(*((1, int(ok), r) for ok, r in zip(right, radius, strict=True)))
+    low, high = results.average_certified_radius_interval(confidence=0.9)
+    gains = right * radius
+    width = 1.645 * gains.std() / math.sqrt(2000)
+    assert low == pytest.approx(gains.mean() - width, abs=0.1 * width)
+    assert high == pytest.approx(gains.mean() + width, abs=0.1 * width)
+    assert results.average_certified_radius_interval(confidence=0.9) == (low, high)
+    assert results.average_certified_radius_interval(confidence=0.9, seed=1) != (low, high)
+    wide = results.average_certified_radius_interval(confidence=0.99)
+    assert wide[0] < low < high < wide[1]
+    alone = results.average_certified_radius_interval(resamples=1)
+    assert alone[0] == alone[1]
+
+
+@pytest.mark.filterwarnings("ignore:certified accuracy is undefined:rs_plugins.errors.ResultsWarning")
+def test_intervals_of_an_empty_table_are_nan():
+    assert np.isnan(table().certified_accuracy_interval([0, 1])).all()
+    assert np.isnan(table().average_certified_radius_interval()).all()
+
+
+def test_intervals_are_checked():
+    for interval in (
+        partial(certain(3).certified_accuracy_interval, [0.5]),
+        certain(3).average_certified_radius_interval,
+    ):
+        with pytest.raises(InputError, match=r"confidence: expected a number in \(0, 1\), got 1"):
+            interval(confidence=1)
+    with pytest.raises(InputError, match="resamples: expected an integer >= 1, got 0"):
+        certain(3).average_certified_radius_interval(resamples=0)
 
 
 def test_a_log_of_predictions_has_no_radii():

@@ -1,5 +1,6 @@
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,13 @@ from rs_plugins.core.results import Results
 from rs_plugins.core.results_files import (
     COLUMNS,
     OUR_COLUMNS,
-    ResultsWriter,
     format_down,
     format_time,
     parse_time,
     read_results,
     write_results,
 )
+from rs_plugins.core.results_writer import ResultsWriter
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
 LOGS = Path(os.environ.get("RS_PLUGINS_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")) / "certify-logs"
@@ -210,6 +211,56 @@ def test_written_logs_are_read_back(tmp_path):
         assert getattr(results, name).tolist() == getattr(direct, name).tolist()
     assert (results.radius <= direct.radius).all()
     np.testing.assert_allclose(results.radius, direct.radius, rtol=1e-7)
+
+
+def test_our_own_columns_come_back(tmp_path):
+    made = certificates(alpha=0.01)
+    made[1] = replace(made[1], runner_up=0.25, draw=0.125)
+    with ResultsWriter(tmp_path / "log.tsv") as writer:
+        for certificate, label in zip(made, LABELS, strict=True):
+            writer.write(certificate, label)
+    results, direct = read_results(tmp_path / "log.tsv"), Results.of(made, LABELS)
+    for table in (results, direct):
+        assert table.samples.tolist() == [210] * 6
+        assert (table.sigma, table.alpha) == (0.5, 0.01)
+    lines = [line.split("\t") for line in (tmp_path / "log.tsv").read_text().splitlines()]
+    assert lines[0][-2:] == ["runner_up", "draw"]
+    assert [line[-2:] for line in lines[1:3]] == [["", ""], ["0.25", "0.125"]]
+
+
+def test_logs_of_others_do_not_say_how_many_votes(log):
+    results = read_results(log(HEADER + row()))
+    assert (results.samples, results.sigma, results.alpha) == (None, None, None)
+
+
+def test_older_logs_of_ours_are_read(log):
+    older = "\t".join((*COLUMNS, "pa_lower", "count", "n0", "n", "sigma", "alpha", "seed"))
+    results = read_results(log(f"{older}\n{row(end='')}\t0.9\t95\t10\t100\t0.5\t0.001\t0\n"))
+    assert (results.samples.tolist(), results.sigma) == ([110], 0.5)
+
+
+def test_settings_that_differ_between_rows_are_no_setting_of_the_log(log):
+    header = HEADER.strip() + "\tsigma\talpha\n"
+    results = read_results(log(header + row(end="\t0.5\t0.001\n") + row(1, end="\t0.25\t0.001\n")))
+    assert (results.sigma, results.alpha) == (None, 0.001)
+
+
+def test_a_run_can_be_compared_before_its_first_certificate(tmp_path):
+    path, made = tmp_path / "log.tsv", certificates()
+    with ResultsWriter(path) as writer:
+        writer.begin(made[0].made_with, {"data": "digits", "size": [1, 2]})
+        writer.write(made[0], 0)
+        writer.begin(made[0].made_with)  # compares only
+        with pytest.raises(ResultsError, match=r"begun by another run \(seed: 0 -> 1\); choose"):
+            writer.write(certificates(seed=1)[1], 1)
+    with ResultsWriter(path) as writer:
+        with pytest.raises(ResultsError, match=r"\(data: 'digits' -> 'mnist'\)"):
+            writer.begin(made[0].made_with, {"data": "mnist", "size": [1, 2]})
+        with pytest.raises(ResultsError, match=r"\(data: 'digits' -> None; size: \[1, 2\] -> None\)"):
+            writer.begin(made[0].made_with)
+        writer.begin(made[0].made_with, {"data": "digits", "size": (1, 2)})
+        writer.write(made[1], 1)
+    assert read_results(path).idx.tolist() == [0, 1]
 
 
 def test_tables_without_certificates_are_written_too(tmp_path):

@@ -1,0 +1,212 @@
+"""Certification as a job: a data set certified into a log, image by image, which can be killed and gone on with."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from rs_plugins.core.black_box import Predict
+from rs_plugins.core.certification import Certificate, Certificates, certify
+from rs_plugins.core.checks import check_count, check_positive, check_seed
+from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.models import device_and_dtype, probe
+from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.plans.protocol import Plan
+from rs_plugins.core.results import Results
+from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError, RSPluginsWarning
+
+MEMORY = 2**28  # bytes of images that are held at a time
+LIKELY_SIGMA = 4.0  # a larger one is probably meant for pixels in [0, 255]
+
+_Run = Callable[..., Certificates]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images of a data set to certify: every ``skip``-th from ``start`` to before ``stop``; of these, one shard.
+
+    Args:
+        start: First position.
+        stop: Position before which to stop; None for the end.
+        skip: Take the positions that are multiples of this.
+        shard: (i, n): of the positions left take the i-th, (i + n)-th, …; i counts from 0.
+
+    Raises:
+        InputError: If a number is out of range, or it is not so that 0 <= i < n.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    skip: int = 1
+    shard: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        check_count(self.start, "start", least=0)
+        check_count(self.skip, "skip")
+        if self.stop is not None:
+            check_count(self.stop, "stop", least=self.start + 1)
+        part, parts = self.shard
+        if not 0 <= part < parts:
+            raise InputError(f"shard: expected I/N with 0 <= I < N, got {part}/{parts}")
+
+    def positions(self, images: int) -> list[int]:
+        """Return the positions chosen of a data set of so many ``images``, increasing.
+
+        Raises:
+            InputError: If there are none.
+        """
+        stop = images if self.stop is None else min(self.stop, images)
+        chosen = [position for position in range(self.start, stop) if position % self.skip == 0]
+        part, parts = self.shard
+        if not chosen[part::parts]:
+            raise InputError(f"selection: expected at least one image, got none of {images} by {self}")
+        return chosen[part::parts]
+
+
+def certify_data_set(
+    model: nn.Module | Predict,
+    data: DataSet,
+    sigma: float,
+    log: str | Path,
+    *,
+    plan: Plan | None = None,
+    seed: int = 0,
+    selection: Selection | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    memory: int = MEMORY,
+    **options: Any,
+) -> Results:
+    """Certify images of ``data`` into the file ``log``, each on disk before the next is begun.
+
+    Killed at any moment and called again with ``resume``, it goes on, and the log becomes what it would have been, but
+    for the times. `rs_plugins.core.results_writer.merge_results` makes the same log of the logs of all shards.
+
+    Args:
+        model: The base classifier, as in `certify`.
+        data: The images with their labels.
+        sigma: Standard deviation of the noise, in pixels.
+        log: The file to write; beside it ``log.json`` with what the certificates are made with.
+        plan: How many votes to spend; `FixedBudget` with the paper's numbers by default.
+        seed: Seed of the noise streams.
+        selection: Which images; all by default.
+        resume: Go on with ``log`` if it exists. Without, a log that exists is refused.
+        progress: Whether to show a progress bar.
+        memory: At most this many bytes of images are held at a time, but at least one image.
+        options: Further options of `certify`, such as ``chunk`` and ``device``.
+
+    Returns:
+        All rows of the log.
+
+    Raises:
+        InputError: If an argument has an impossible value.
+        ModelError: If the model cannot be run on the images, or gives fewer classes than there are labels.
+        ResultsError: If ``log`` exists and was begun with something else, or for other images.
+    """
+    log, plan = Path(log), FixedBudget() if plan is None else plan
+    if not resume and log.exists() and log.stat().st_size:
+        raise ResultsError(f"{log}: it exists; to go on with it use resume (--resume), else choose another file")
+    if not log.parent.is_dir():
+        raise InputError(f"log: there is no folder {log.parent}")
+    _check_sigma(sigma)
+    positions = (selection or Selection()).positions(len(data))
+    run: _Run = partial(certify, model, sigma=sigma, plan=plan, seed=check_seed(seed), **options)
+    first = data.read(positions[:1])
+    made_with = run(first, indices=positions[:1]).made_with
+    _check_classes(model, data, first, options.get("device"))
+    with ResultsWriter(log) as writer:
+        writer.begin(made_with, data.identity)
+        left = _left(writer, positions)
+        with _Progress(read_results(log), len(positions), plan, shown=progress) as bar:
+            for part in _parts(left, max(1, memory // (4 * math.prod(data.shape)))):
+                for certificate in run(data.read(part), indices=part):
+                    label = int(data.labels[certificate.index])
+                    writer.write(certificate, label)
+                    bar.add(certificate, label)
+    return read_results(log)
+
+
+def _check_sigma(sigma: float) -> None:
+    if check_positive(sigma, "sigma") > LIKELY_SIGMA:
+        warnings.warn(
+            f"sigma: {sigma:g} is for pixels in [0, 1]; for noise of {sigma:g} in [0, 255] give {sigma / 255:g}",
+            RSPluginsWarning,
+            stacklevel=3,
+        )
+
+
+def _check_classes(model: nn.Module | Predict, data: DataSet, first: Tensor, device: Any) -> None:
+    """Compare the model's classes with the labels; of a black box nothing is known before it is asked."""
+    if not isinstance(model, nn.Module):
+        return
+    home, dtype = device_and_dtype(model, device)
+    classes, labels = probe(model, first.to(home, dtype)), int(data.labels.max()) + 1
+    if classes < labels:
+        raise ModelError(f"model: expected at least {labels} classes, as {data.name} has, got {classes}")
+    if data.classes is not None and classes != data.classes:
+        warnings.warn(
+            f"model: it has {classes} classes, {data.name} has {data.classes}; do they mean the same?",
+            ModelWarning,
+            stacklevel=3,
+        )
+
+
+def _left(writer: ResultsWriter, positions: Sequence[int]) -> list[int]:
+    """Return the positions that the log does not hold yet.
+
+    Raises:
+        ResultsError: If it holds other images than the first of ``positions``.
+    """
+    done = sorted(writer.done)
+    for held, wanted in zip(done, [*positions, *[None] * len(done)], strict=False):
+        if held != wanted:
+            got = "an end" if wanted is None else f"image {wanted}"
+            raise ResultsError(
+                f"{writer.path}: begun with other images (image {held} where this selection has {got}); "
+                "give the same start, stop, skip and shard, or choose another file"
+            )
+    return list(positions[len(done) :])
+
+
+def _parts(positions: Sequence[int], size: int) -> Iterator[list[int]]:
+    rest = iter(positions)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+class _Progress:
+    """A bar over all images of a run, those that the log ``held`` before included."""
+
+    def __init__(self, held: Results, images: int, plan: Plan, *, shown: bool) -> None:
+        self._most, self._done = plan.most, len(held)
+        self._votes = 0 if held.samples is None else int(held.samples.sum())
+        self._certified = int(held.correct.sum())
+        self._bar = tqdm(total=images, initial=len(held), desc="certify", unit="image", disable=not shown)
+
+    def add(self, certificate: Certificate, label: int) -> None:
+        """Count one more image."""
+        self._done += 1
+        self._votes += certificate.n0 + certificate.n
+        self._certified += certificate.prediction == label
+        saved = 1 - self._votes / (self._most * self._done)
+        text = f"certified {self._certified / self._done:.1%}, samples saved {saved:.0%}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update()
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()

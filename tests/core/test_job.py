@@ -1,0 +1,410 @@
+import json
+import multiprocessing
+import random
+import re
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rs_plugins.core.certification import certify
+from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.data_sets.opening import open_data_set
+from rs_plugins.core.job import Selection, certify_data_set
+from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.results_files import HEADER, read_results
+from rs_plugins.core.results_writer import merge_results
+from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError, ResultsWarning, RSPluginsWarning
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 1, 3, 3), dtype=np.uint8)
+LABELS = np.arange(12) % 4
+PLAN = FixedBudget(n0=10, n=100)
+
+
+def network(seed=0, classes=4):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, classes))
+
+
+def data(images=IMAGES, labels=LABELS):
+    return in_memory("squares", images, labels)
+
+
+def job(log, model=None, **options):
+    options = {"plan": PLAN, "data": data(), "sigma": 0.5} | options
+    sigma, images = options.pop("sigma"), options.pop("data")
+    return certify_data_set(model or network(), images, sigma, log, **options)
+
+
+def content(log):
+    """A log without its times, and its record."""
+    lines = log.read_text().split("\n")
+    rows = ["\t".join(cell for place, cell in enumerate(line.split("\t")) if place != 5) for line in lines]
+    return "\n".join(rows), log.with_name(log.name + ".json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    log = tmp_path_factory.mktemp("whole") / "log.tsv"
+    job(log)
+    return log
+
+
+def test_the_log_is_what_certify_says(whole):
+    images = torch.from_numpy(IMAGES.astype(np.float32)) / 255
+    expected = list(certify(network(), images, 0.5, plan=PLAN))
+    results = read_results(whole)
+    assert results.predict.tolist() == [certificate.prediction for certificate in expected]
+    assert results.label.tolist() == LABELS.tolist()
+    np.testing.assert_allclose(results.radius, [certificate.radius for certificate in expected], rtol=1e-7)
+    assert results.samples.tolist() == [110] * 12
+    record = json.loads(whole.with_name("log.tsv.json").read_text())
+    assert record["model"] == expected[0].made_with.model
+    assert (record["data"], record["images"], record["shape"]) == ("squares", 12, "1x3x3")
+    assert record["digest"] == data().digest
+
+
+def test_options_reach_the_engine(tmp_path):
+    results = job(tmp_path / "log.tsv", seed=3, sigma=0.25, chunk=7, device="cpu")
+    record = json.loads((tmp_path / "log.tsv.json").read_text())
+    assert (record["seed"], record["sigma"], results.sigma, results.alpha) == (3, 0.25, 0.25, 0.001)
+    with pytest.raises(InputError, match="chunk: expected an integer >= 1, got 0"):
+        job(tmp_path / "other.tsv", chunk=0)
+    with pytest.raises(TypeError, match="chunks"):
+        job(tmp_path / "other.tsv", chunks=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.tsv", "log.tsv.json"]
+
+
+@pytest.mark.parametrize("memory", [1, 5 * 36])
+def test_images_are_read_in_parts(tmp_path, whole, memory):
+    asked = []
+
+    def read(positions):
+        asked.append(len(positions))
+        return data().read(positions)
+
+    lazy = data()
+    object.__setattr__(lazy, "read", read)
+    job(tmp_path / "log.tsv", data=lazy, memory=memory)
+    assert content(tmp_path / "log.tsv") == content(whole)
+    assert asked == ([1] * 13 if memory == 1 else [1, 5, 5, 2])
+
+
+@pytest.mark.parametrize(
+    ("selection", "positions"),
+    [
+        (Selection(), list(range(12))),
+        (Selection(start=3), list(range(3, 12))),
+        (Selection(stop=5), list(range(5))),
+        (Selection(stop=500), list(range(12))),
+        (Selection(skip=5), [0, 5, 10]),
+        (Selection(start=1, skip=5), [5, 10]),
+        (Selection(skip=5, stop=7), [0, 5]),  # the reference looked for 7 itself, and went on to the end
+        (Selection(shard=(1, 3)), [1, 4, 7, 10]),
+        (Selection(skip=2, shard=(1, 2)), [2, 6, 10]),
+    ],
+)
+def test_selections(selection, positions):
+    assert selection.positions(12) == positions
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": -1}, "start: expected an integer >= 0, got -1"),
+        ({"skip": 0}, "skip: expected an integer >= 1, got 0"),
+        ({"start": 5, "stop": 5}, "stop: expected an integer >= 6, got 5"),
+        ({"shard": (3, 3)}, "shard: expected I/N with 0 <= I < N, got 3/3"),
+        ({"shard": (-1, 3)}, "shard: expected I/N with 0 <= I < N, got -1/3"),
+        ({"start": 12}, r"selection: expected at least one image, got none of 12 by Selection\(start=12"),
+        ({"shard": (12, 13)}, "selection: expected at least one image, got none of 12"),
+    ],
+)
+def test_selections_that_cannot_be(options, message):
+    with pytest.raises(InputError, match=message):
+        Selection(**options).positions(12)
+
+
+def test_a_log_that_exists_is_not_gone_on_with_unasked(tmp_path, whole):
+    log = tmp_path / "log.tsv"
+    log.write_bytes(b"anything")
+    with pytest.raises(ResultsError, match=r"log.tsv: it exists; to go on with it use resume \(--resume\), else"):
+        job(log)
+    assert log.read_bytes() == b"anything"
+    log.write_bytes(b"")
+    job(log)
+    assert content(log) == content(whole)
+
+
+def cut(whole, log, size):
+    log.write_bytes(whole.read_bytes()[:size])
+    record = whole.with_name(whole.name + ".json")
+    log.with_name(log.name + ".json").write_bytes(record.read_bytes())
+
+
+@pytest.mark.parametrize("part", ["header", "last two rows"])
+def test_cut_off_at_any_byte_it_goes_on(tmp_path, whole, part):
+    """What a kill, or a full disk, can leave behind."""
+    text = whole.read_bytes()
+    ends = [end.start() + 1 for end in re.finditer(b"\n", text)]
+    sizes = range(len(HEADER) + 1) if part == "header" else range(ends[-3], len(text) + 1)
+    log = tmp_path / "log.tsv"
+    small = {"data": data(IMAGES[:3], LABELS[:3])} if part == "header" else {}
+    job(tmp_path / "expected.tsv", **small)
+    for size in sizes:
+        cut(tmp_path / "expected.tsv", log, size)
+        job(log, resume=True, **small)
+        assert content(log) == content(tmp_path / "expected.tsv"), size
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty log", "a record", "half a record"])
+def test_killed_before_the_first_image_it_goes_on(tmp_path, whole, left):
+    log = tmp_path / "log.tsv"
+    if left == "an empty log":
+        log.touch()
+    elif left == "a record":
+        cut(whole, log, 0)
+    elif left == "half a record":
+        log.with_name("log.tsv.json.part").write_text('{"family": "gau')
+    job(log, resume=True)
+    assert content(log) == content(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.tsv", "log.tsv.json"]
+
+
+def test_a_smaller_part_can_be_extended(tmp_path, whole):
+    log = tmp_path / "log.tsv"
+    job(log, selection=Selection(stop=5))
+    job(log, selection=Selection(stop=9), resume=True)
+    assert len(read_results(log)) == 9
+    job(log, resume=True)
+    assert content(log) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (
+            Selection(skip=3),
+            r"begun with other images \(image 1 where this selection has image 3\); give the same start",
+        ),
+        (Selection(shard=(1, 3)), r"\(image 0 where this selection has image 1\)"),
+        (Selection(stop=3), r"\(image 3 where this selection has an end\)"),
+    ],
+)
+def test_a_log_of_other_images_is_refused(tmp_path, selection, message):
+    log = tmp_path / "log.tsv"
+    job(log, selection=Selection(stop=5))
+    before = content(log)
+    with pytest.raises(ResultsError, match=message):
+        job(log, selection=selection, resume=True)
+    assert content(log) == before
+
+
+CHANGED = IMAGES.copy()
+CHANGED[11, 0, 0, 0] ^= 1
+OTHERS = {
+    "model": ({"model": network(1)}, "model: '[0-9a-f]{64}' -> '[0-9a-f]{64}'"),
+    "sigma": ({"sigma": 0.25}, "sigma: 0.5 -> 0.25"),
+    "seed": ({"seed": 1}, "seed: 0 -> 1"),
+    "plan": ({"plan": FixedBudget(n0=10, n=101)}, r"plan: 'FixedBudget\(n0=10, n=100.* -> 'FixedBudget\(n0=10, n=101"),
+    "alpha": ({"plan": FixedBudget(n0=10, n=100, alpha=0.01)}, "alpha: 0.001 -> 0.01"),
+    "pixels": ({"data": data(CHANGED)}, "digest: '[0-9a-f]{64}' -> "),
+    "labels": ({"data": data(labels=LABELS[::-1])}, "digest: '[0-9a-f]{64}' -> "),
+    "data": ({"data": in_memory("circles", IMAGES, LABELS)}, "data: 'squares' -> 'circles'"),
+    "dtype": ({"model": network().double()}, "dtype: 'float32' -> 'float64'"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("state", ["begun", "in the middle of a line", "complete"])
+def test_a_log_of_another_run_is_refused_before_any_work(tmp_path, whole, name, state):
+    options, difference = OTHERS[name]
+    log = tmp_path / "log.tsv"
+    lines = whole.read_bytes().splitlines(keepends=True)
+    cut(whole, log, {"begun": len(b"".join(lines[:3])), "complete": None}.get(state, len(b"".join(lines[:3])) + 7))
+    before = log.read_bytes(), content(log)
+    with pytest.raises(ResultsError, match=f"begun by another run .*{difference}.*; choose another file"):
+        job(log, resume=True, **options)
+    assert (log.read_bytes(), content(log)) == before
+
+
+def test_other_versions_are_named(tmp_path, whole, monkeypatch):
+    cut(whole, tmp_path / "log.tsv", 300)
+    monkeypatch.setattr("rs_plugins.__version__", "9.9")
+    with pytest.raises(ResultsError, match=r"versions: 'rs-plugins .*, torch .* -> 'rs-plugins 9\.9, torch"):
+        job(tmp_path / "log.tsv", resume=True)
+
+
+class Interrupted(nn.Module):
+    """Stops with an error at the n-th large forward pass."""
+
+    def __init__(self, passes):
+        super().__init__()
+        self.net, self.left = network(), passes
+
+    def forward(self, x):
+        self.left -= len(x) > 30
+        if not self.left:
+            raise KeyboardInterrupt
+        return self.net(x)
+
+
+def test_each_image_is_written_before_the_next(tmp_path):
+    log = tmp_path / "log.tsv"
+    with pytest.raises(KeyboardInterrupt):
+        job(log, Interrupted(9), chunk=50)
+    assert 2 <= len(read_results(log)) <= 4  # 110 votes each, of 8 passes
+    job(log, Interrupted(-1), chunk=50, resume=True)
+    job(tmp_path / "whole.tsv", Interrupted(-1))
+    assert content(log) == content(tmp_path / "whole.tsv")
+
+
+def test_killed_twenty_times_it_makes_the_same_log(tmp_path):
+    """SIGKILL at random moments, also before the first image; a fresh process goes on."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 3, 3), dtype=np.uint8)
+    many, log, expected = data(images, np.arange(60) % 4), tmp_path / "log.tsv", tmp_path / "expected.tsv"
+    plan = FixedBudget(n0=10, n=2000)
+    job(expected, data=many, plan=plan)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["rs_plugins.core.job"])
+    work = partial(certify_data_set, network(), many, 0.5, log, plan=plan, resume=True, chunk=64)
+    moments, kills, sizes = random.Random(0), 0, set()
+    while kills < 20:
+        process = server.Process(target=work)
+        process.start()
+        process.join(moments.uniform(0, 0.25))
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        kills += process.exitcode != 0
+        sizes.add(log.stat().st_size if log.exists() else 0)
+        if process.exitcode == 0:  # it was faster: compare, and begin again
+            assert content(log) == content(expected)
+            log.unlink()
+    assert len(sizes) > 3  # it was killed at work
+    certify_data_set(network(), many, 0.5, log, plan=plan, resume=True)
+    assert content(log) == content(expected)
+
+
+def shards(folder, n=3, **options):
+    logs = [folder / f"{part}.tsv" for part in range(n)]
+    for part, log in enumerate(logs):
+        job(log, selection=Selection(shard=(part, n), **options))
+    return logs
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_shards_merged_are_the_log_of_one_run(tmp_path, whole, order):
+    logs = shards(tmp_path)
+    results = merge_results([logs[part] for part in order], tmp_path / "merged.tsv")
+    assert content(tmp_path / "merged.tsv") == content(whole)
+    assert results.idx.tolist() == list(range(12))
+
+
+def test_shards_of_a_selection_are_merged(tmp_path):
+    logs = shards(tmp_path, 2, skip=2, start=3)
+    assert merge_results(logs, tmp_path / "merged.tsv").idx.tolist() == [4, 6, 8, 10]
+    job(tmp_path / "one.tsv", selection=Selection(skip=2, start=3))
+    assert content(tmp_path / "merged.tsv") == content(tmp_path / "one.tsv")
+
+
+def test_merging_says_what_is_missing(tmp_path):
+    logs = shards(tmp_path)
+    with pytest.warns(ResultsWarning, match=r"image 2 is in none of the logs; is a shard missing or not finished\?"):
+        merge_results(logs[:2], tmp_path / "merged.tsv")
+
+
+def test_what_cannot_be_merged(tmp_path):
+    logs = shards(tmp_path)
+    merged = tmp_path / "merged.tsv"
+    with pytest.raises(InputError, match="logs: expected at least one, got none"):
+        merge_results([], merged)
+    with pytest.raises(ResultsError, match=r"0.tsv: image 0 is in .*0.tsv already"):
+        merge_results([*logs, logs[0]], merged)
+    job(tmp_path / "other.tsv", seed=1, selection=Selection(shard=(2, 3)))
+    with pytest.raises(ResultsError, match=r"other.tsv: of another run than .*0.tsv \(seed: 0 -> 1\)"):
+        merge_results([*logs[:2], tmp_path / "other.tsv"], merged)
+    logs[1].write_bytes(logs[1].read_bytes()[:-3])
+    with pytest.raises(ResultsError, match=r"1.tsv: it ends in the middle of a line; go on with that run first"):
+        merge_results(logs, merged)
+    logs[1].write_text("idx\tlabel\n")
+    with pytest.raises(ResultsError, match=r"1.tsv: expected a log begun by rs-plugins, got another file"):
+        merge_results(logs, merged)
+    logs[2].with_name("2.tsv.json").unlink()
+    with pytest.raises(ResultsError, match=r"2.tsv: .*2.tsv.json, .*, is missing or damaged"):
+        merge_results(logs, merged)
+    assert not merged.exists()
+    with pytest.raises(ResultsError, match=r"0.tsv: expected a new file, got one that exists"):
+        merge_results(logs, logs[0])
+
+
+def test_the_bar_counts_the_images_of_earlier_runs(tmp_path, capsys):
+    class Half(FixedBudget):
+        most = 220
+
+    log = tmp_path / "log.tsv"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
+    nn.init.zeros_(model[1].weight)
+    model[1].bias.data = torch.tensor([1.0, 0, 0, 0])  # right for a quarter of the images, under any noise
+    job(log, model, selection=Selection(stop=4), plan=Half(10, 100))
+    job(log, model, resume=True, plan=Half(10, 100), progress=True)
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    assert "12/12" in last
+    assert "certified 25.0%, samples saved 50%" in last
+    assert "image/s" in last or "s/image" in last
+
+
+def test_without_progress_it_is_silent(tmp_path, capsys):
+    job(tmp_path / "log.tsv")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_sigma_for_pixels_up_to_255_is_doubted(tmp_path):
+    with pytest.warns(
+        RSPluginsWarning, match=r"sigma: 64 is for pixels in \[0, 1\]; for noise of 64 in \[0, 255\] give 0.2"
+    ):
+        job(tmp_path / "log.tsv", sigma=64)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sigma": -1}, InputError, "sigma: expected a finite number > 0, got -1"),
+        ({"seed": None}, InputError, "seed: expected an integer or None, got None"),
+        ({"plan": 3}, InputError, "plan: expected a plan such as"),
+        ({"model": nn.Linear(3, 2)}, ModelError, r"model: expected logits of shape \(1, classes\), got shape"),
+        ({"model": network(classes=3)}, ModelError, "model: expected at least 4 classes, as squares has, got 3"),
+    ],
+)
+def test_mistakes_are_found_before_a_file_is_made(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        job(tmp_path / "log.tsv", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"log: there is no folder .*nowhere"):
+        job(tmp_path / "nowhere" / "log.tsv")
+
+
+def test_more_classes_than_the_data_set_names_are_doubted(tmp_path):
+    named = in_memory("squares", IMAGES, LABELS, classes=4)
+    with pytest.warns(ModelWarning, match="model: it has 5 classes, squares has 4; do they mean the same"):
+        job(tmp_path / "log.tsv", network(classes=5), data=named)
+
+
+def test_a_function_of_arrays_is_certified_too(tmp_path):
+    def labels(batch):
+        return batch.reshape(len(batch), -1).argmax(1) % 4
+
+    results = job(tmp_path / "log.tsv", labels, classes=4)
+    assert len(results) == 12
+
+
+def test_images_of_a_file(tmp_path, whole):
+    np.savez(tmp_path / "x.npz", images=IMAGES[:, 0], labels=LABELS)
+    job(tmp_path / "log.tsv", data=open_data_set(f"npz:{tmp_path / 'x.npz'}"))
+    assert content(tmp_path / "log.tsv")[0] == content(whole)[0]
