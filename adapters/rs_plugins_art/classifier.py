@@ -18,7 +18,8 @@ from rs_plugins.errors import InputError, ModelError
 from rs_plugins_art.arrays import Array, host_rows, set_aside_broken, to_targets
 from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
 from rs_plugins_art.fitting import gradients_kept, in_eval_mode
-from rs_plugins_art.gradients import SmoothedGradients, refuse_training_mode
+from rs_plugins_art.gradients import SmoothedGradients
+from rs_plugins_art.neutral import refuse_training_mode
 
 _SAVED = (
     *("sigma", "samples", "noise", "output", "alpha", "seed", "chunk"),

@@ -13,6 +13,7 @@ from rs_plugins.core.smoothing import soft_vote, soft_vote_gradient
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import Array, like, to_classes
 from rs_plugins_art.estimator import SmoothedEstimator
+from rs_plugins_art.neutral import refuse_training_mode
 
 
 class SmoothedGradients(SmoothedEstimator):
@@ -169,13 +170,3 @@ class SmoothedGradients(SmoothedEstimator):
         """Return the differentiable log-probabilities at ``x``, for ART's patch attacks."""
         with evaluating(self.model):
             return self.model(x), y
-
-
-def refuse_training_mode(training_mode: bool) -> None:
-    """Refuse what the host's estimators offer and a smoothed classifier cannot mean.
-
-    Raises:
-        InputError: If ``training_mode`` is true.
-    """
-    if training_mode:
-        raise InputError("training_mode: expected False; the smoothed classifier is defined by its model in eval mode")

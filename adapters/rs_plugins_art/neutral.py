@@ -118,3 +118,13 @@ def check_neutral(estimator: Any) -> None:
     check_preprocessing(estimator.preprocessing)
     check_no_defence("preprocessing_defences", estimator.preprocessing_defences)
     check_clip_values(estimator.clip_values)
+
+
+def refuse_training_mode(training_mode: bool) -> None:
+    """Refuse what the host's estimators offer and a smoothed classifier cannot mean.
+
+    Raises:
+        InputError: If ``training_mode`` is true.
+    """
+    if training_mode:
+        raise InputError("training_mode: expected False; the smoothed classifier is defined by its model in eval mode")

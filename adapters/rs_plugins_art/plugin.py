@@ -3,7 +3,13 @@
 from rs_plugins.hookspecs import Component, Export, hookimpl
 
 _CLASSIFIER = "rs_plugins_art.classifier:SmoothedClassifier"
+_BLACK_BOX = "rs_plugins_art.black_box:SmoothedBlackBox"
 _PGD = "rs_plugins_art.attacks:SmoothAdvPGD"
+_ESTIMATORS = (
+    "art.estimators.classification",
+    "art.estimators.certification",
+    "art.estimators.certification.randomized_smoothing",
+)
 
 
 @hookimpl
@@ -11,6 +17,7 @@ def rs_plugins_components() -> list[Component]:
     """Name the ART estimators and attacks."""
     return [
         Component("estimator", "art.SmoothedClassifier", _CLASSIFIER),
+        Component("estimator", "art.SmoothedBlackBox", _BLACK_BOX),
         Component("attack", "art.SmoothAdvPGD", _PGD),
     ]
 
@@ -19,8 +26,7 @@ def rs_plugins_components() -> list[Component]:
 def rs_plugins_exports() -> list[Export]:
     """Place them where ART's users look for such names."""
     return [
-        Export("art.estimators.classification", "SmoothedClassifier", _CLASSIFIER),
-        Export("art.estimators.certification", "SmoothedClassifier", _CLASSIFIER),
-        Export("art.estimators.certification.randomized_smoothing", "SmoothedClassifier", _CLASSIFIER),
+        *(Export(host, "SmoothedClassifier", _CLASSIFIER) for host in _ESTIMATORS),
+        *(Export(host, "SmoothedBlackBox", _BLACK_BOX) for host in _ESTIMATORS),
         Export("art.attacks.evasion", "SmoothAdvPGD", _PGD),
     ]
