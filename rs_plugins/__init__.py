@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
     from rs_plugins.core.plans.fixed_budget import FixedBudget as FixedBudget
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
+    from rs_plugins_art.black_box import SmoothedBlackBox as SmoothedBlackBox
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
     from rs_plugins_torchattacks.attacks import SmoothAdvPGD as SmoothAdvPGD
 
@@ -27,6 +28,7 @@ _HOME = {
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianNoise": "rs_plugins.core.noise",
     "SmoothAdvPGD": "rs_plugins_torchattacks.attacks",
+    "SmoothedBlackBox": "rs_plugins_art.black_box",
     "SmoothedClassifier": "rs_plugins_art.classifier",
     "SmoothedModel": "rs_plugins.core.smoothing",
     "activate": "rs_plugins.activation",
