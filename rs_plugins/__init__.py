@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from rs_plugins.core.certification import Certificate as Certificate
     from rs_plugins.core.certification import certify as certify
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
+    from rs_plugins.core.plans.anytime import Anytime as Anytime
+    from rs_plugins.core.plans.at_radius import AtRadius as AtRadius
     from rs_plugins.core.plans.fixed_budget import FixedBudget as FixedBudget
+    from rs_plugins.core.plans.on_grid import OnGrid as OnGrid
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
     from rs_plugins_art.black_box import SmoothedBlackBox as SmoothedBlackBox
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
@@ -23,10 +26,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Anytime": "rs_plugins.core.plans.anytime",
+    "AtRadius": "rs_plugins.core.plans.at_radius",
     "BlackBox": "rs_plugins.core.black_box",
     "Certificate": "rs_plugins.core.certification",
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianNoise": "rs_plugins.core.noise",
+    "OnGrid": "rs_plugins.core.plans.on_grid",
     "SmoothAdvPGD": "rs_plugins_torchattacks.attacks",
     "SmoothedBlackBox": "rs_plugins_art.black_box",
     "SmoothedClassifier": "rs_plugins_art.classifier",

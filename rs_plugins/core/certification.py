@@ -167,11 +167,13 @@ def certify(
         chunk=chunk,
         device=device,
     )
+    plan.check(poll.noise)
     return Certificates(lambda: _provenance(poll, plan), _certificates(poll, plan, watch, progress))
 
 
 def _check_plan(plan: Plan) -> Plan:
-    if isinstance(plan, type) or not all(hasattr(plan, name) for name in ("alpha", "bound", "most", "procedure")):
+    wanted = ("alpha", "bound", "check", "most", "procedure")
+    if isinstance(plan, type) or not all(hasattr(plan, name) for name in wanted):
         raise InputError(f"plan: expected a plan such as FixedBudget(n=1000), got {plan!r}")
     return plan
 

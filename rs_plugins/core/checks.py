@@ -25,6 +25,18 @@ def check_positive(value: float, name: str) -> float:
     return number
 
 
+def check_nonnegative(value: float, name: str) -> float:
+    """Return ``value`` as a float if it is a finite number of at least 0.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    number = _number(value, name, "a finite number >= 0")
+    if not (math.isfinite(number) and number >= 0):
+        raise InputError(f"{name}: expected a finite number >= 0, got {value}")
+    return number
+
+
 def check_probability(value: float, name: str) -> float:
     """Return ``value`` as a float if it lies strictly between 0 and 1.
 
@@ -37,15 +49,15 @@ def check_probability(value: float, name: str) -> float:
     return number
 
 
-def check_count(value: int, name: str, *, least: int = 1) -> int:
-    """Return ``value`` as an int if it is a whole number of at least ``least``.
+def check_count(value: int, name: str, *, least: int = 1, most: float = math.inf) -> int:
+    """Return ``value`` as an int if it is a whole number of at least ``least`` and at most ``most``.
 
     Raises:
         InputError: Otherwise.
     """
-    expected = f"an integer >= {least}"
+    expected = f"an integer >= {least}" if most == math.inf else f"an integer from {least} to {most}"
     number = _number(value, name, expected)
-    if not math.isfinite(number) or number != int(number) or number < least:
+    if not math.isfinite(number) or number != int(number) or not least <= number <= most:
         raise InputError(f"{name}: expected {expected}, got {value}")
     return int(value)
 

@@ -2,6 +2,7 @@
 
 import math
 
+from scipy.special import betainc
 from scipy.stats import beta, binomtest
 
 from rs_plugins.core.checks import check_count, check_probability
@@ -17,15 +18,59 @@ def clopper_pearson_lower(k: int, n: int, alpha: float) -> float:
         InputError: If not 0 <= k <= n, n < 1, or alpha is outside (0, 1).
     """
     n, alpha = check_count(n, "n"), check_probability(alpha, "alpha")
-    k = check_count(k, "k", least=0)
-    if k > n:
-        raise InputError(f"k: expected at most n = {n} successes, got {k}")
+    k = check_count(k, "k", least=0, most=n)
     if k == 0:
         return 0.0
     bound = float(alpha ** (1 / n) if k == n else beta.ppf(alpha, k, n - k + 1))
     if math.isnan(bound):  # an alpha beyond what the quantile can be computed for
         return 0.0
     return min(bound, math.nextafter(1, 0))  # rounded to 1 it would buy an infinite radius
+
+
+def clopper_pearson_upper(k: int, n: int, alpha: float) -> float:
+    """Return the one-sided (1 - alpha) Clopper-Pearson upper bound on p after ``k`` successes in ``n`` trials.
+
+    Raises:
+        InputError: If not 0 <= k <= n, n < 1, or alpha is outside (0, 1).
+    """
+    n, alpha = check_count(n, "n"), check_probability(alpha, "alpha")
+    k = check_count(k, "k", least=0, most=n)
+    if k == n:
+        return 1.0
+    bound = float(-math.expm1(math.log(alpha) / n) if k == 0 else beta.isf(alpha, k + 1, n - k))
+    return 1.0 if math.isnan(bound) else bound
+
+
+def randomised_lower(k: int, n: int, alpha: float, draw: float) -> float:
+    """Return the randomised (1 - alpha) Clopper-Pearson lower bound on p after ``k`` successes in ``n`` trials.
+
+    It is the smallest p with P(Bin(n, p) > k) + draw · P(Bin(n, p) = k) > alpha, and covers p with probability
+    1 - alpha exactly (Voráček & Hein 2024, Definition 2.3). For draw = 1 it is the ordinary bound. Where it would be 1,
+    which buys an infinite radius, it is a number just below 1.
+
+    Args:
+        k: Successes.
+        n: Trials.
+        alpha: Failure probability.
+        draw: A uniform draw from (0, 1], made before the trials.
+
+    Raises:
+        InputError: If not 0 <= k <= n, n < 1, alpha is outside (0, 1) or draw outside (0, 1].
+    """
+    if not 0 < draw <= 1:
+        raise InputError(f"draw: expected a number in (0, 1], got {draw}")
+    low = clopper_pearson_lower(k, n, alpha)
+    if k == 0 and draw > alpha:
+        return low
+    high = clopper_pearson_lower(k + 1, n, alpha) if k < n else math.nextafter(1, 0)
+    while (middle := (low + high) / 2) not in (low, high):
+        more = float(betainc(k + 1, n - k, middle)) if k < n else 0.0
+        at_least = float(betainc(k, n - k + 1, middle)) if k else 1.0
+        if more + draw * (at_least - more) > alpha:
+            high = middle
+        else:
+            low = middle
+    return low
 
 
 def fewest_for_half(alpha: float) -> int:

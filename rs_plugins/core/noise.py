@@ -1,10 +1,10 @@
 """Noise families: how to draw, and the radius that a probability buys."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from rs_plugins.core.checks import check_positive
@@ -32,6 +32,22 @@ class Noise(Protocol):
 
     def radius(self, p_lower: float) -> float:
         """Return the radius certified by a lower bound ``p_lower`` >= 1/2 on the top class's probability."""
+
+
+@runtime_checkable
+class NoiseAtRadius(Noise, Protocol):
+    """A noise family whose radius can be inverted, so that a plan can ask for a radius."""
+
+    def probability(self, radius: float) -> float:
+        """Return a probability of the top class that certifies ``radius``, as small as rounding allows."""
+
+
+@runtime_checkable
+class NoiseWithRunnerUp(Noise, Protocol):
+    """A noise family that can use a bound on the probability of every other class."""
+
+    def radius_between(self, p_lower: float, runner_up: float) -> float:
+        """Return the radius certified by p_lower >= runner_up, bounds on the top class and on every other one."""
 
 
 class Family(Protocol):
@@ -72,6 +88,20 @@ class GaussianNoise:
         if not 0.5 <= p_lower <= 1:
             raise InputError(f"p_lower: expected a probability in [1/2, 1], got {p_lower}")
         return self.sigma * float(ndtri(p_lower))
+
+    def probability(self, radius: float) -> float:
+        """Return Φ(radius / sigma) for a radius >= 0 in pixels, rounded up to be on the safe side, at most 1."""
+        return 0.5 if radius == 0 else min(1.0, float(ndtr(radius / self.sigma)) * (1 + 2**-50))
+
+    def radius_between(self, p_lower: float, runner_up: float) -> float:
+        """Return sigma/2·(Φ⁻¹(p_lower) - Φ⁻¹(runner_up)), in pixels (Cohen et al. 2019, Theorem 1).
+
+        Raises:
+            InputError: If not 0 < runner_up <= p_lower < 1.
+        """
+        if not 0 < runner_up <= p_lower < 1:
+            raise InputError(f"runner_up: expected a probability in (0, p_lower = {p_lower}], got {runner_up}")
+        return self.sigma / 2 * float(ndtri(p_lower) - ndtri(runner_up))
 
 
 def make_noise(family: Family, sigma: float) -> Noise:

@@ -72,6 +72,19 @@ def test_counts_are_accepted(value):
     assert type(checks.check_count(value, "n")) is int
 
 
+def test_counts_have_a_largest_value_where_one_is_given():
+    assert checks.check_count(5, "k", least=0, most=5) == 5
+    with pytest.raises(InputError, match="k: expected an integer from 0 to 5, got 6"):
+        checks.check_count(6, "k", least=0, most=5)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "a", None], ids=repr)
+def test_numbers_that_may_be_zero(value):
+    assert checks.check_nonnegative(0, "slack") == 0.0
+    with pytest.raises(InputError, match="slack: expected a finite number >= 0, got"):
+        checks.check_nonnegative(value, "slack")
+
+
 @pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf"), "a", None], ids=repr)
 def test_positive_numbers(value):
     assert checks.check_positive(0.25, "sigma") == 0.25

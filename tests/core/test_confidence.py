@@ -3,7 +3,13 @@ import math
 import pytest
 from scipy.stats import binom, norm
 
-from rs_plugins.core.confidence import clopper_pearson_lower, fewest_for_half, majority_p_value
+from rs_plugins.core.confidence import (
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    fewest_for_half,
+    majority_p_value,
+    randomised_lower,
+)
 from rs_plugins.errors import InputError
 
 # (k, n, bound, radius at sigma 1) at alpha = .001
@@ -82,6 +88,56 @@ def test_extreme_confidence_is_conservative():
     assert clopper_pearson_lower(10**6, 10**6, 1 - 1e-15) < 1
 
 
+@pytest.mark.parametrize(("k", "n"), [(0, 7), (3, 7), (7, 7), (50, 1000)])
+def test_the_upper_bound_mirrors_the_lower_one(k, n):
+    assert clopper_pearson_upper(k, n, 0.01) == pytest.approx(1 - clopper_pearson_lower(n - k, n, 0.01), abs=1e-14)
+
+
+def test_the_upper_bound_is_where_the_lower_tail_is_alpha():
+    bound = clopper_pearson_upper(3, 20, 0.05)
+    tail = sum(math.comb(20, j) * bound**j * (1 - bound) ** (20 - j) for j in range(4))
+    assert tail == pytest.approx(0.05, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "half", "tenth"),
+    [
+        (100_000, 100_000, 0.9999378559, 0.9999539494),
+        (99_000, 100_000, 0.9889944544, 0.9889987262),
+        (1000, 1000, 0.9938046626, 0.9954054174),
+        (990, 1000, 0.9766188282, 0.9772843570),
+        (100, 100, 0.9397455978, 0.9549925860),
+    ],
+)
+def test_published_values_of_the_randomised_bound(k, n, half, tenth):
+    assert randomised_lower(k, n, 0.001, 0.5) == pytest.approx(half, abs=1e-10)
+    assert randomised_lower(k, n, 0.001, 0.1) == pytest.approx(tenth, abs=1e-10)
+    assert randomised_lower(k, n, 0.001, 1.0) == pytest.approx(clopper_pearson_lower(k, n, 0.001), rel=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.83, 0.999])
+def test_the_randomised_bound_fails_exactly_as_often_as_alpha(p):
+    """For each count, bisect the draw at which the bound passes p; below it the bound is wrong."""
+    n, alpha, wrong = 30, 0.05, 0.0
+    for k in range(n + 1):
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if randomised_lower(k, n, alpha, middle) > p else (low, middle)
+        wrong += low * math.comb(n, k) * p**k * (1 - p) ** (n - k)
+    assert wrong == pytest.approx(alpha, rel=1e-6)
+
+
+def test_the_randomised_bound_never_buys_an_infinite_radius():
+    assert 0.999 < randomised_lower(100, 100, 0.001, 0.0005) < 1
+
+
+@pytest.mark.parametrize("draw", [0.0, -0.1, 1.5, float("nan")])
+def test_draws_outside_their_range_are_refused(draw):
+    with pytest.raises(InputError, match=r"draw: expected a number in \(0, 1\], got"):
+        randomised_lower(1, 2, 0.1, draw)
+
+
 def test_majority_p_value_is_the_two_sided_tail():
     assert majority_p_value(8, 2) == pytest.approx(2 * sum(math.comb(10, j) for j in (8, 9, 10)) / 2**10)
     assert majority_p_value(0, 0) == 1
@@ -90,8 +146,8 @@ def test_majority_p_value_is_the_two_sided_tail():
 @pytest.mark.parametrize(
     ("k", "n", "alpha", "message"),
     [
-        (3, 2, 0.1, "k: expected at most n = 2 successes, got 3"),
-        (-1, 2, 0.1, "k: expected an integer >= 0, got -1"),
+        (3, 2, 0.1, "k: expected an integer from 0 to 2, got 3"),
+        (-1, 2, 0.1, "k: expected an integer from 0 to 2, got -1"),
         (0, 0, 0.1, "n: expected an integer >= 1, got 0"),
         (1, 2, 0.0, r"alpha: expected a number in \(0, 1\), got 0.0"),
         (1, 2, 1, r"alpha: expected a number in \(0, 1\), got 1"),

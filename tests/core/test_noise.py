@@ -1,6 +1,6 @@
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import kstest, norm
 
 from rs_plugins.core.noise import GaussianNoise, make_noise
 from rs_plugins.errors import InputError
@@ -41,3 +41,24 @@ def test_a_family_must_offer_everything_a_certificate_needs():
     with pytest.raises(InputError, match="family: expected a noise family such as GaussianNoise, got 'gaussian'"):
         make_noise("gaussian", 1.0)
     assert make_noise(GaussianNoise, 1) == GaussianNoise(1.0)
+
+
+@pytest.mark.parametrize("sigma", [0.12, 0.25, 1.0])
+@pytest.mark.parametrize("radius", [0.0, 0.25, 0.1, 0.75, 1.7])
+def test_the_probability_of_a_radius_buys_it(sigma, radius):
+    noise = GaussianNoise(sigma)
+    p = noise.probability(radius)
+    assert p == pytest.approx(norm.cdf(radius / sigma), rel=1e-14)
+    assert p >= norm.cdf(radius / sigma)
+    if p < 1:
+        assert noise.radius(p) == pytest.approx(radius, rel=1e-5, abs=1e-12)
+
+
+def test_radii_between_two_bounds():
+    noise = GaussianNoise(0.5)
+    assert noise.radius_between(0.8, 0.2) == pytest.approx(noise.radius(0.8), rel=1e-12)
+    assert noise.radius_between(0.45, 0.3) == pytest.approx(0.25 * (norm.ppf(0.45) - norm.ppf(0.3)), rel=1e-12)
+    assert noise.radius_between(0.4, 0.4) == 0
+    for p_lower, runner_up in ((0.3, 0.4), (1.0, 0.2), (0.5, 0.0)):
+        with pytest.raises(InputError, match="runner_up: expected a probability in"):
+            noise.radius_between(p_lower, runner_up)

@@ -5,13 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from rs_plugins.core.checks import check_count, check_probability
-from rs_plugins.core.confidence import clopper_pearson_lower, fewest_for_half
-from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict
+from rs_plugins.core.confidence import (
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    fewest_for_half,
+    randomised_lower,
+)
+from rs_plugins.core.noise import Noise
+from rs_plugins.core.plans.protocol import Case, Verdict, check_runner_up, concluded
 from rs_plugins.core.votes import Procedure
 from rs_plugins.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FixedBudget:
     """CERTIFY of Cohen et al. (2019): ``n0`` votes choose the class, ``n`` fresh ones bound its probability.
 
@@ -19,6 +25,11 @@ class FixedBudget:
         n0: Selection votes, >= 1.
         n: Estimation votes; at least log(alpha)/log(1/2), fewer cannot certify anything.
         alpha: Failure probability of each certificate, in (0, 1).
+        runner_up: Bound the other classes too, each side at alpha/2, in place of taking all the rest for one class. An
+            image whose top class is below 1/2 can then be certified; where there is one rival only, radii shrink a
+            little.
+        randomised: Use the randomised Clopper-Pearson bound, slightly larger where almost all votes agree. It depends
+            on one draw more, made before the votes and recorded.
 
     Raises:
         InputError: If a value is outside its range.
@@ -27,42 +38,60 @@ class FixedBudget:
     n0: int = 100
     n: int = 100_000
     alpha: float = 0.001
+    runner_up: bool = False
+    randomised: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n0", check_count(self.n0, "n0"))
         object.__setattr__(self, "n", check_count(self.n, "n"))
         object.__setattr__(self, "alpha", check_probability(self.alpha, "alpha"))
         least = fewest_for_half(self.alpha)
-        if self.n < least:
+        if self.n < least and not self.runner_up:
             raise InputError(
                 f"n: expected at least {least}, got {self.n}: with fewer votes nothing can be certified at "
                 f"alpha = {self.alpha}, even if all agree"
             )
 
+    def __repr__(self) -> str:
+        """Name the options only where they are on: the rest is the plan of every published log."""
+        options = "".join(f", {name}=True" for name in ("runner_up", "randomised") if getattr(self, name))
+        return f"FixedBudget(n0={self.n0}, n={self.n}, alpha={self.alpha}{options})"
+
     @property
     def bound(self) -> str:
         """Name of the confidence bound."""
-        return "clopper-pearson"
+        name = "randomised clopper-pearson" if self.randomised else "clopper-pearson"
+        return f"{name} with runner-up" if self.runner_up else name
 
     @property
     def most(self) -> int:
         """The number of votes of each image, selection and estimation."""
         return self.n0 + self.n
 
+    def check(self, noise: Noise) -> None:
+        """Raise `InputError` if this plan can do nothing with ``noise``."""
+        if self.runner_up:
+            check_runner_up(noise)
+
     def procedure(self, case: Case) -> Procedure[Verdict]:
         """Return the generator that asks for votes and returns the verdict on one image."""
         selection = yield self.n0
         guess = int(np.argmax(selection))  # the lowest of equals
         estimation = yield self.n
-        count = int(estimation[guess])
-        p_lower = clopper_pearson_lower(count, self.n, self.alpha)
-        certified = p_lower >= 0.5
-        return Verdict(
-            prediction=guess if certified else ABSTAIN,
-            radius=case.noise.radius(p_lower) if certified else 0.0,
+        count, rival = int(estimation[guess]), int(np.delete(estimation, guess).max())
+        alpha = self.alpha / 2 if self.runner_up else self.alpha
+        if self.randomised:
+            p_lower = randomised_lower(count, self.n, alpha, case.draw)
+        else:
+            p_lower = clopper_pearson_lower(count, self.n, alpha)
+        return concluded(
+            case,
             guess=guess,
             count=count,
             n=self.n,
             n0=self.n0,
             p_lower=p_lower,
+            # the most likely rival has no more votes than the most voted one, so this holds for every rival
+            runner_up=clopper_pearson_upper(rival, self.n, alpha) if self.runner_up else None,
+            draw=case.draw if self.randomised else None,
         )

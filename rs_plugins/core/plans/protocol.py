@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from rs_plugins.core.noise import Noise
+from rs_plugins.core.noise import Noise, NoiseWithRunnerUp
 from rs_plugins.core.votes import Procedure
+from rs_plugins.errors import InputError
 
 ABSTAIN = -1
 
@@ -69,5 +70,44 @@ class Plan(Protocol):
     def most(self) -> int:
         """The largest number of votes that an image can need."""
 
+    def check(self, noise: Noise) -> None:
+        """Raise `InputError` if this plan can do nothing with ``noise``; called before any work starts."""
+
     def procedure(self, case: Case) -> Procedure[Verdict]:
         """Return the generator that asks for votes and returns the verdict on one image."""
+
+
+def concluded(
+    case: Case,
+    *,
+    guess: int,
+    count: int,
+    n: int,
+    n0: int,
+    p_lower: float,
+    runner_up: float | None = None,
+    draw: float | None = None,
+) -> Verdict:
+    """Return the verdict that these bounds allow: ``guess`` with the largest radius they certify, or an abstention.
+
+    ``runner_up`` bounds the probability of every other class; None where 1 - ``p_lower`` is all that is known.
+    """
+    rest = 1 - p_lower if runner_up is None else min(runner_up, 1 - p_lower)
+    if p_lower < 0.5 and p_lower <= rest:
+        prediction, radius = ABSTAIN, 0.0
+    elif runner_up is None:
+        prediction, radius = guess, case.noise.radius(p_lower)
+    else:
+        prediction, radius = guess, check_runner_up(case.noise).radius_between(p_lower, rest)
+    return Verdict(prediction, radius, guess, count, n, n0, p_lower, runner_up, draw)
+
+
+def check_runner_up(noise: Noise) -> NoiseWithRunnerUp:
+    """Return ``noise`` if it can use a bound on the runner-up.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if not isinstance(noise, NoiseWithRunnerUp):
+        raise InputError(f"runner_up: expected False for {noise.name} noise, which has no radius_between, got True")
+    return noise
