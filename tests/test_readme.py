@@ -11,17 +11,21 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_python_of_the_readme_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
     assert names["predictions"].shape == names["radii"].shape == (20,)
     assert (names["predictions"] == names["y_test"]).mean() > 0.5
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 22
+    assert len(lines) == 22 + 20
     proved, resisted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[:2])
     assert 40 <= proved <= resisted + 40 <= 140
     moved = (names["adversarial"] - names["torch"].tensor(names["x_test"])).flatten(1).norm(dim=1)
     assert moved.max() <= 0.5 * (1 + 1e-6)
+    certified = [line.split()[1] for line in lines[22:]]
+    assert sum(map(str.__eq__, certified, map(str, names["y_test"]))) > 10
+    assert (names["linear_predictions"] == names["y_test"]).sum() > 10
+    assert names["linear_radii"].max() > 0.2
 
 
 @pytest.mark.parametrize(("n", "radius"), [(1000, 0.62), (100_000, 0.95)])

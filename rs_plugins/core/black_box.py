@@ -57,7 +57,8 @@ class BlackBox(UnseenModule):
         self.classes = _number_of_classes(classes, values)
         self.name = _qualified_name(predict) if name is None else _check_name(name)
         self._position = {label: k for k, label in enumerate(range(self.classes or 0) if values is None else values)}
-        self.register_buffer("place", torch.empty(0), persistent=False)  # where the noise is drawn
+        # Where the noise is drawn. It has no floating-point type that a change of the model's could change.
+        self.register_buffer("place", torch.empty(0, dtype=torch.uint8), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores (n, classes) for the noisy images ``x`` (n, *input); of a label, the one-hot row.

@@ -377,6 +377,13 @@ def test_channels_last_and_double_images():
     assert np.array_equal(watcher.seen[0], x.numpy())
 
 
+def test_a_black_box_has_one_precision(linear, x):
+    expected = certify(BlackBox(linear.predict, 10), x, SIGMA, plan=PLAN)
+    rounded = certify(BlackBox(linear.predict, 10).to(torch.bfloat16), x, SIGMA, plan=PLAN)
+    assert found(rounded) == found(expected)
+    assert rounded.made_with.dtype == "float32"
+
+
 def test_the_certificate_calls_a_black_box_by_its_name(linear, x):
     def model_of(model):
         (record,) = certify(model, x[:1], SIGMA, plan=PLAN, classes=10)
