@@ -34,8 +34,9 @@ class Provenance:
         alpha: Failure probability of each certificate.
         bound: Name of the confidence bound.
         seed: Seed of the noise streams.
-        dtype: Floating-point type of the model's input.
+        dtype: Floating-point type of the model that voted and of its input.
         device: Device type that computed it; CPU and GPU draw different noise from one seed.
+        execution: How the model was run: "eager" or "compiled", and "channels last" where it was so.
         model: SHA-256 of the model when the first vote was asked for (`rs_plugins.core.models.digest`); of a black
             box no more than the name is known, and stands before it.
         versions: Versions of rs-plugins, torch, numpy and python.
@@ -50,6 +51,7 @@ class Provenance:
     seed: int
     dtype: str
     device: str
+    execution: str
     model: str
     versions: str
 
@@ -124,6 +126,9 @@ def certify(
     classes: int | None = None,
     chunk: int | None = None,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    compile: bool = False,  # noqa: A002 (torch's name for it)
     watch: Callable[[Certificate], bool | None] | None = None,
     progress: bool = False,
 ) -> Certificates:
@@ -144,16 +149,22 @@ def certify(
             give the true positions when certifying a part of a data set.
         classes: The number of classes; found by running the model once if not given. A function that gives labels
             needs it.
-        chunk: At most this many noisy images per forward pass. Changes the speed, never a certificate.
+        chunk: At most this many noisy images per forward pass; found by a short trial if not given and the work is long
+            enough for one. Changes the speed, never a certificate.
         device: Only needed for a model without parameters.
+        dtype: Floating-point type of a copy of the model, which is certified in its place; None for the model itself.
+        channels_last: Whether to run a copy with the channels last in memory, on images (channels, height, width):
+            often much faster.
+        compile: Whether to run the model through torch.compile; takes a while before the first vote.
         watch: Called with the certificates that an image would get if sampling stopped now, by plans that have them
             (`Anytime`); if it returns True, sampling of that image stops.
         progress: Whether to show a progress bar.
 
     Raises:
         InputError: If an argument has an impossible value.
-        ModelError: If the model does not return logits (1, classes) without NaN on the first image, or what it says
-            of a noisy copy depends on the batch.
+        ModelError: If the model does not return logits (1, classes) without NaN on the first image, what it says of a
+            noisy copy depends on the batch, or it cannot be copied or compiled as asked.
+        MissingDependencyError: If ``compile`` needs a C++ compiler that is not there.
     """
     plan = FixedBudget() if plan is None else _check_plan(plan)
     poll = Poll(
@@ -166,6 +177,9 @@ def certify(
         classes=classes,
         chunk=chunk,
         device=device,
+        dtype=dtype,
+        channels_last=channels_last,
+        compile=compile,
     )
     plan.check(poll.noise)
     return Certificates(lambda: _provenance(poll, plan), _certificates(poll, plan, watch, progress))
@@ -194,11 +208,36 @@ def _certificates(
         draw = 1 - float(torch.rand((), dtype=torch.float64, generator=source))  # in (0, 1]
         return plan.procedure(Case(poll.noise, draw, lambda: turn.seconds, report))
 
-    total = plan.most * len(poll.images)
-    with tqdm(total=total, desc="certify", unit="votes", unit_scale=True, disable=not progress) as bar:
-        for index, ballot in zip(poll.indices, poll.run(procedure, progress=bar), strict=True):
+    with _Progress(plan.most, len(poll.images), shown=progress) as bar:
+        for index, ballot in zip(poll.indices, poll.run(procedure, most=plan.most), strict=True):
             warn_invalid(index, ballot.invalid)
+            bar.advance(ballot.result)
             yield certificate(index, ballot.result, ballot.invalid, ballot.seconds)
+
+
+class _Progress:
+    """A bar of images, with the pace, the votes saved against the plan's most, and how many were certified."""
+
+    def __init__(self, most: int, images: int, *, shown: bool) -> None:
+        self._most, self._votes, self._certified = most, 0, 0
+        self._bar = tqdm(total=images, desc="certify", unit="images", disable=not shown)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, verdict: Verdict) -> None:
+        """Count one image."""
+        if self._bar.disable:
+            return
+        self._votes += verdict.n0 + verdict.n
+        self._certified += verdict.prediction != ABSTAIN
+        self._bar.update()
+        pace = self._votes / max(self._bar.format_dict["elapsed"], 1e-9)
+        saved = 1 - self._votes / (self._most * self._bar.n)
+        self._bar.set_postfix_str(f"{pace:,.0f} samples/s, {saved:.1%} saved, {self._certified} certified")
 
 
 def _provenance(poll: Poll, plan: Plan) -> Provenance:
@@ -212,6 +251,7 @@ def _provenance(poll: Poll, plan: Plan) -> Provenance:
         seed=poll.seed,
         dtype=str(poll.dtype).removeprefix("torch."),
         device=poll.device.type,
+        execution=poll.runner.execution,
         model=digest(poll.model),
         versions=(
             f"rs-plugins {rs_plugins.__version__}, torch {torch.__version__}, numpy {np.__version__}, "

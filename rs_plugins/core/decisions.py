@@ -1,8 +1,11 @@
 """One noisy image, one decision: the class that the base classifier gives it, whatever batch it is in.
 
 The batch size changes the order of summation inside a network, and with it the last digits of the logits. A decision
-that this could turn is taken again on the image alone, where no neighbour has a say.
+that this could turn is taken again where the batch has no say: on the image alone; or, where many are close (half
+precision, a GPU), in a *panel*, a batch of a fixed size in which neither the place nor the neighbours move a bit.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from rs_plugins.errors import ModelError
 
 PROBES = 16  # noisy copies on which rounding is measured
 MARGIN = 16  # decisions closer than this many times the rounding that was measured are taken again
+SHIFT = 5  # how far the probes are moved in a panel to see whether the place matters
 
 
 class Decider:
@@ -21,28 +25,49 @@ class Decider:
         model: The base classifier, (n, *input) to logits (n, classes).
         classes: The number of columns of the logits.
         rounding: How far the batch is known to move a logit.
+        panel: In batches of this size close decisions are taken again.
+        quick: A faster way to compute the same logits up to rounding; None for the model itself.
     """
 
-    def __init__(self, model: nn.Module, classes: int, rounding: float) -> None:
-        self.rounding = rounding
-        self._model, self._classes = model, classes
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int,
+        rounding: float,
+        *,
+        panel: int = 1,
+        quick: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.rounding, self.panel = rounding, panel
+        self._model, self._classes, self._quick = model, classes, quick or model
 
     @classmethod
-    def measured(cls, model: nn.Module, copies: Tensor, classes: int) -> "Decider":
+    def measured(
+        cls,
+        model: nn.Module,
+        copies: Tensor,
+        classes: int,
+        *,
+        panel: int = 1,
+        quick: Callable[[Tensor], Tensor] | None = None,
+    ) -> "Decider":
         """Return the decider of ``model``, its rounding measured on noisy ``copies`` (n, *input).
 
-        The measurement is no proof: it compares batches of n, of 5 and of 1.
+        The measurement is no proof: it compares batches of n, of 5, of 1 and the panel. A ``panel`` in which the place
+        or the neighbours of a copy change its logits is given up: close decisions are then taken on the image alone.
 
         Raises:
             ModelError: If logits depend on the batch by more than rounding, or are NaN for all copies.
         """
-        decider = cls(model, classes, 0.0)
+        decider = cls(model, classes, 0.0, panel=panel, quick=quick)
         with evaluating(model), torch.no_grad(), torch.autocast(copies.device.type, enabled=False):
-            together, few = decider._logits(copies.clone()), decider._logits(copies[:5].clone())
-            alone = torch.cat([decider._logits(copy) for copy in copies.clone().split(1)])
+            together = decider._logits(copies.clone(), decider._quick)
+            few = decider._logits(copies[:5].clone(), decider._quick)
+            alone = decider._in_passes(copies, 1)
+            settled = alone if panel == 1 else decider._settle(copies, alone)
         if bool(alone.isnan().any(dim=1).all()):
             raise ModelError("model: it returns NaN logits on every noisy copy; nothing it says can be certified")
-        moved = torch.cat([together - alone, few - alone[:5]]).nan_to_num(0.0, 0.0, 0.0).abs()
+        moved = torch.cat([together - settled, few - settled[:5], alone - settled]).nan_to_num(0.0, 0.0, 0.0).abs()
         decider.rounding = float(moved.max())
         scale = float(alone.nan_to_num(0.0, 0.0, 0.0).abs().max())
         if decider.rounding > max(2**-7, 16 * torch.finfo(alone.dtype).eps) * scale:
@@ -60,15 +85,49 @@ class Decider:
         Raises:
             ModelError: If the model does not return logits (n, classes), or changes its input.
         """
-        winners, close = self._winners(self._logits(batch))
-        if len(batch) > 1:
-            for row in close.nonzero().flatten().tolist():
-                winners[row] = self._winners(self._logits(batch[row : row + 1].clone()))[0][0]
+        winners, close = self.look(batch)
+        if bool(close.any()):
+            winners[close] = self.again(batch[close])
         return winners
 
-    def _logits(self, batch: Tensor) -> Tensor:
+    def look(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the classes as above, (n,), and which of them `again` has to decide, (n,) booleans.
+
+        Nothing here waits for the device.
+        """
+        winners, close = self._winners(self._logits(batch, self._quick))
+        if len(batch) == self.panel == 1 and self._quick is self._model:
+            close.zero_()
+        return winners, close
+
+    def again(self, copies: Tensor) -> Tensor:
+        """Return the classes (n,) of close ``copies`` (n, *input), from batches that are the same for every caller."""
+        return self._winners(self._in_passes(copies, self.panel))[0]
+
+    def _in_passes(self, copies: Tensor, size: int) -> Tensor:
+        """Return the logits of ``copies`` from batches of exactly ``size``; what is missing is filled with zeros."""
+        parts = []
+        for part in copies.split(size):
+            batch = part.new_zeros(size, *part.shape[1:])
+            batch[: len(part)] = part
+            parts.append(self._logits(batch, self._model)[: len(part)])
+        return torch.cat(parts)
+
+    def _settle(self, copies: Tensor, alone: Tensor) -> Tensor:
+        """Return the logits of ``copies`` that count in case of doubt: a panel's, if it holds what it promises."""
+        rows = torch.arange(self.panel, device=copies.device) % len(copies)
+        full = self._logits(copies[rows], self._model)
+        moved = self._logits(copies[rows].roll(SHIFT, 0), self._model).roll(-SHIFT, 0)
+        sparse = self._in_passes(copies[:1], self.panel)
+        same = [(moved, full), (full[rows], full), (sparse, full[:1])]
+        if all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in same):
+            return self._in_passes(copies, self.panel)
+        self.panel = 1
+        return alone
+
+    def _logits(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         with check_unchanged(batch):
-            return check_logits(self._model(batch), len(batch), self._classes)
+            return check_logits(compute(batch), len(batch), self._classes)
 
     def _winners(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class of each row of ``logits``, and where it leads by less than rounding could change."""

@@ -9,71 +9,33 @@ each image has its own noise stream, drawn in blocks of a fixed size, and `decis
 independent of its batch.
 """
 
+import heapq
+import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count, check_images, check_indices, check_seed
+from rs_plugins.core.chunks import calibrated_chunk, default_chunk
 from rs_plugins.core.decisions import PROBES, Decider
-from rs_plugins.core.models import check_noiseless, device_and_dtype, evaluating, probe
-from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
+from rs_plugins.core.execution import Runner, check_channels_last
+from rs_plugins.core.models import check_noiseless, evaluating, probe
+from rs_plugins.core.noise import Family, GaussianNoise, make_noise
+from rs_plugins.core.procedures import BLOCK, Ballot, Counts, Job, Procedure, Turn
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.errors import ModelWarning
 
-Counts = npt.NDArray[np.int64]
+__all__ = ["BLOCK", "Ballot", "Counts", "Poll", "Procedure", "Turn", "default_chunk", "warn_invalid"]
+
 R = TypeVar("R")
-Procedure = Generator[int, Counts, R]
-
-BLOCK = 64  # noise draws per block: part of what a seed means, so never to be changed
-
-
-def default_chunk(image: Tensor, device: torch.device) -> int:
-    """Return how many noisy copies of ``image`` (*input) to put into one forward pass on ``device``.
-
-    On a CPU modest batches are fastest, because the activations then stay in the cache; a GPU wants large ones.
-    """
-    pixels = max(1, image.numel())
-    if device.type == "cpu":
-        return min(max(2**18 // pixels, 16), 512)
-    return min(max(2**25 // pixels, 64), 8192)
-
-
-@dataclass(frozen=True)
-class Ballot(Generic[R]):
-    """The outcome of one image's procedure.
-
-    Attributes:
-        result: What the procedure returned.
-        invalid: Votes with NaN logits, which were counted for no class.
-        seconds: The image's share of the forward passes that it took part in, wall-clock.
-    """
-
-    result: R
-    invalid: int
-    seconds: float
-
-
-class Turn(Protocol):
-    """What a procedure may know of the image that it is run for.
-
-    Attributes:
-        index: Position of the image in its data set.
-        invalid: Votes with NaN logits so far.
-        seconds: The image's share of the wall-clock time so far.
-    """
-
-    index: int
-    invalid: int
-    seconds: float
 
 
 class Poll:
@@ -87,13 +49,19 @@ class Poll:
         seed: Seed of the noise streams; None takes one from the operating system.
         indices: Position of each image in its data set, (n,); 0…n-1 by default. An image's noise depends on it.
         classes: The number of classes; found by running the model once if not given.
-        chunk: At most this many noisy images per forward pass. Changes the speed, never a count.
+        chunk: At most this many noisy images per forward pass; found by a short trial if not given and the work is long
+            enough for one. Changes the speed, never a count.
         device: Only needed for a model without parameters.
+        dtype: Floating-point type of a copy of the model that votes in its place; None for the model itself. The noise
+            is drawn and added in single precision at least, and the sum rounded once.
+        channels_last: Whether a copy with the channels last in memory votes, on images (channels, height, width).
+        compile: Whether to compile the model with torch.compile, for passes of exactly ``chunk`` images.
 
     Raises:
         InputError: If an argument has an impossible value.
-        ModelError: If the model does not return logits (1, classes) without NaN on the first image, or what it says
-            of a noisy copy depends on the batch.
+        ModelError: If the model does not return logits (1, classes) without NaN on the first image, what it says
+            of a noisy copy depends on the batch, or it cannot be copied or compiled as asked.
+        MissingDependencyError: If ``compile`` needs a C++ compiler that is not there.
     """
 
     def __init__(
@@ -108,19 +76,28 @@ class Poll:
         classes: int | None = None,
         chunk: int | None = None,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002 (torch's name for it)
     ) -> None:
-        self.model = check_noiseless(model, "model")
+        check_noiseless(model, "model")
         self.noise = make_noise(family, sigma)
-        self.device, self.dtype = device_and_dtype(model, device)
         self.images = check_images(images, "images")
+        channels_last = check_channels_last(channels_last, images)
+        self.runner = Runner(model, device=device, dtype=dtype, channels_last=channels_last)
+        self.model, self.device, self.dtype = self.runner.model, self.runner.device, self.runner.dtype
         self.indices = check_indices(indices, len(images))
         self.seed = fresh_seed() if seed is None else check_seed(seed)
-        self.chunk = 1
+        self.chunk = 1 if chunk is None else check_count(chunk, "chunk")
         self.classes = 0 if classes is None else check_count(classes, "classes", least=2)
+        self._to_calibrate = chunk is None and not compile
+        self.depth = 0 if self.device.type == "cpu" else 1  # passes whose votes nobody waits for
         if len(images):
-            self.chunk = default_chunk(images[0], self.device) if chunk is None else check_count(chunk, "chunk")
-            self.classes = probe(model, images[:1].to(self.device, self.dtype), classes)
-            self._decide = self._measure_rounding()
+            self.chunk = default_chunk(images[0], self.device) if chunk is None else self.chunk
+            self.classes = probe(self.runner, images[:1].to(self.device, self.dtype), classes)
+            if compile:
+                self.runner.compile_(images.shape[1:], self.chunk)
+            self.decide = self._measure_rounding()
 
     def votes(self, n: int) -> Counts:
         """Return how many of ``n`` noisy copies of each image voted for each class, (images, classes).
@@ -136,135 +113,221 @@ class Poll:
             return (yield wanted)
 
         rows = []
-        for index, ballot in zip(self.indices, self.run(ask_once), strict=True):
+        for index, ballot in zip(self.indices, self.run(ask_once, most=wanted), strict=True):
             warn_invalid(index, ballot.invalid)
             rows.append(ballot.result)
         return np.stack(rows) if rows else np.zeros((0, self.classes), dtype=np.int64)
 
-    def _measure_rounding(self) -> Decider:
-        source = stream(self.seed, "rounding", device=self.device)
-        image = self.images[0].to(self.device, self._exact)
-        copies = image + self.noise.draw_(image.new_empty(PROBES, *image.shape), source)
-        return Decider.measured(self.model, copies.to(self.dtype), self.classes)
-
-    @property
-    def _exact(self) -> torch.dtype:
-        """The type in which noise is drawn and added; half precision then gets the sum, rounded once."""
-        return torch.promote_types(self.dtype, torch.float32)
-
-    def run(
-        self, procedure: Callable[[Turn], Procedure[R]], *, progress: "tqdm[object] | None" = None
-    ) -> Iterator[Ballot[R]]:
+    def run(self, procedure: Callable[[Turn], Procedure[R]], *, most: int = 0) -> Iterator[Ballot[R]]:
         """Run one fresh procedure per image and yield their outcomes in the order of the images.
 
         The model is in eval mode during the forward passes, and as it was between any two results. An `autocast` of the
-        caller is off: it would change the model. The bar ``progress`` is advanced by the votes of each pass.
+        caller is off: it would change the model. No image asks for more than ``most`` votes, as far as is known: where
+        the work is long, the size of the passes is found by a trial first.
         """
         if self.device.type == "cpu":
             _keep_freed_memory()
-        buffer = torch.empty(self.chunk, *self.images.shape[1:], dtype=self._exact, device=self.device)
-        most_live = max(2, self.chunk // 16)  # each holds a block of noise
-        waiting = deque(range(len(self.images)))
-        live: deque[_Job[R]] = deque()
+        if self._to_calibrate and len(self.images):
+            with self._voting():
+                self.chunk = calibrated_chunk(self._trial_pass, self.chunk, most * len(self.images))
+            self._to_calibrate = False
+        count = _Count(self, procedure)
+        while count.unfinished:
+            with self._voting():
+                while not count.ready:
+                    count.step()
+            yield from count.outcomes()
 
-        def next_in_need() -> _Job[R] | None:
-            for job in live:
-                if job.unfilled:
-                    return job
-            while waiting and len(live) < most_live:
-                position = waiting.popleft()
-                index = self.indices[position]
-                source = stream(self.seed, "votes", index, device=self.device)
-                image = self.images[position].to(self.device, self._exact)
-                live.append(_Job(index, image, procedure, self.noise, source, self.classes))
-                if live[-1].unfilled:
-                    return live[-1]
-            return None
+    @contextmanager
+    def _voting(self) -> Iterator[None]:
+        with evaluating(self.runner), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            yield
 
-        def forward_pass() -> None:
-            """Fill one batch, count its votes, settle the requests that it completes."""
-            started, used = time.perf_counter(), 0
-            segments: list[tuple[_Job[R], int, int]] = []
-            while used < self.chunk and (job := next_in_need()) is not None:
-                end = min(self.chunk, used + job.unfilled)
-                job.fill(buffer[used:end])
-                segments.append((job, used, end))
-                used = end
-            if not segments:
-                return
-            winners = self._decide(buffer[:used].to(self.dtype))
-            for job, begin, end in segments:
-                job.count(winners[begin:end])
-            pace = (time.perf_counter() - started) / used
-            for job, begin, end in segments:
-                job.seconds += pace * (end - begin)
-                if not job.unfilled:
-                    job.settle()
-            if progress is not None:
-                progress.update(used)
+    def _measure_rounding(self) -> Decider:
+        source = stream(self.seed, "rounding", device=self.device)
+        image = self.images[0].to(self.device, self.exact)
+        copies = image + self.noise.draw_(image.new_empty(PROBES, *image.shape), source)
+        panel = self._panel()
+        return Decider.measured(self.runner, copies, self.classes, panel=panel, quick=self.runner.quick)
 
-        while waiting or live:
-            with evaluating(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                while not (live and live[0].ballot):
-                    forward_pass()
-            while live and (ballot := live[0].ballot):
-                live.popleft()
-                yield ballot
+    def _panel(self) -> int:
+        """Return the size of the batches in which close decisions are taken again: 1 where few are close."""
+        if self.device.type == "cpu":
+            return 1 if torch.finfo(self.dtype).eps <= torch.finfo(torch.float32).eps else PROBES
+        return min(256, default_chunk(self.images[0], self.device))
 
-
-class _Job(Generic[R]):
-    """An image under way: its noise, the request it is waiting for, and the votes that came in."""
-
-    def __init__(
-        self,
-        index: int,
-        image: Tensor,
-        procedure: Callable[[Turn], Procedure[R]],
-        noise: Noise,
-        source: torch.Generator,
-        classes: int,
-    ) -> None:
-        self.index, self.invalid, self.seconds = index, 0, 0.0
-        self.unfilled = 0  # votes of the running request that are in no batch yet
-        self.ballot: Ballot[R] | None = None
-        self._image, self._procedure, self._noise, self._source = image, procedure(self), noise, source
-        self._block, self._used = torch.empty(0), BLOCK
-        self._tally = torch.zeros(classes + 1, dtype=torch.int64, device=image.device)
-        self._advance(lambda: next(self._procedure))
-
-    def fill(self, out: Tensor) -> None:
-        """Write the image plus its next ``len(out)`` noise draws into ``out`` (k, *input)."""
-        done = 0
-        while done < len(out):
-            if self._used == BLOCK:
-                if not len(self._block):
-                    self._block = torch.empty(BLOCK, *self._image.shape, dtype=out.dtype, device=out.device)
-                self._noise.draw_(self._block, self._source)
-                self._used = 0
-            take = min(BLOCK - self._used, len(out) - done)
-            torch.add(self._image, self._block[self._used : self._used + take], out=out[done : done + take])
-            self._used += take
-            done += take
-        self.unfilled -= len(out)
-
-    def count(self, winners: Tensor) -> None:
-        """Add the votes ``winners`` (k,) to the running request's, on the device."""
-        self._tally.scatter_add_(0, winners, torch.ones_like(winners))
-
-    def settle(self) -> None:
-        """Hand the counts of the completed request to the procedure, which asks for more votes or returns."""
-        counts = self._tally.cpu().numpy().copy()
-        self._tally.zero_()
-        self.invalid += int(counts[-1])
-        self._advance(lambda: self._procedure.send(counts[:-1]))
-
-    def _advance(self, step: Callable[[], int]) -> None:
+    def _trial_pass(self, size: int) -> float:
+        """Return the seconds that a pass of ``size`` noisy copies takes: no votes, and from noise of their own."""
+        started = time.perf_counter()
         try:
-            self.unfilled = check_count(step(), "votes asked for by the procedure")
-        except StopIteration as stop:
-            self.unfilled = 0
-            self._block = torch.empty(0)  # release the memory: the result may wait for its predecessors
-            self.ballot = Ballot(stop.value, self.invalid, self.seconds)
+            source = stream(self.seed, "calibration", device=self.device)
+            batch = torch.empty(size, *self.images.shape[1:], dtype=self.exact, device=self.device)
+            batch = self.noise.draw_(batch, source).add_(self.images[0].to(self.device))
+            self.decide.look(batch)[0].cpu()
+        except torch.cuda.OutOfMemoryError:
+            return math.inf
+        return time.perf_counter() - started
+
+    @property
+    def exact(self) -> torch.dtype:
+        """The type in which noise is drawn and added; half precision then gets the sum, rounded once."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+
+class _Count(Generic[R]):
+    """One run of a poll: the images under way, and the passes whose votes are still out.
+
+    On a GPU one pass is always queued behind the one whose votes are read, so that the device never waits for Python.
+    """
+
+    def __init__(self, poll: Poll, procedure: Callable[[Turn], Procedure[R]]) -> None:
+        self._poll, self._procedure = poll, procedure
+        room = (poll.depth + 1, poll.chunk, *poll.images.shape[1:])
+        self._buffers = torch.empty(room, dtype=poll.exact, device=poll.device).unbind()
+        self._waiting = deque(range(len(poll.images)))
+        self._begun: deque[Job[R]] = deque()  # in the order of the images, which is that of the results
+        self._in_need: list[tuple[int, Job[R]]] = []  # a heap: the first image comes first
+        self._open, self._most_open = 0, max(2, poll.chunk // 16)  # each may hold a block of noise
+        self._flying: deque[_Pass[R]] = deque()
+        self._launched = 0
+        self._docket: list[tuple[Job[R], Tensor]] = []  # close copies (1, *input) to be decided again
+        self._clock = time.perf_counter()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are results to come."""
+        return bool(self._waiting or self._begun)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next result is there."""
+        return bool(self._begun and self._begun[0].ballot)
+
+    def outcomes(self) -> Iterator[Ballot[R]]:
+        """Yield the results that are there, in the order of the images."""
+        while self._begun and (ballot := self._begun[0].ballot):
+            self._begun.popleft()
+            yield ballot
+        self._clock = time.perf_counter()  # the caller's time is no image's
+
+    def step(self) -> None:
+        """Send off one pass, as full as can be, and count the votes of the passes that are due."""
+        used = self._launch()
+        due = self._launched - self._poll.depth
+        if not used and self._flying:
+            due = self._flying[0].number
+        self._land_until(due)
+        if used < self._poll.chunk:
+            self._decide_again(least=1)
+            self._land_until(due)
+
+    def _launch(self) -> int:
+        """Fill a buffer with noisy copies of the images in need, let the model decide, return how many there were."""
+        buffer = self._buffers[self._launched % len(self._buffers)]
+        segments: list[tuple[Job[R], int]] = []
+        used = 0
+        while used < len(buffer) and (job := self._next_in_need()) is not None:
+            size = min(len(buffer) - used, job.unfilled)
+            job.fill(buffer[used : used + size])
+            if not job.unfilled:
+                heapq.heappop(self._in_need)
+            segments.append((job, size))
+            used += size
+        if used:
+            self._launched += 1
+            winners, close = self._poll.decide.look(buffer[:used])
+            self._send(segments, winners, buffer[:used], close)
+        return used
+
+    def _next_in_need(self) -> Job[R] | None:
+        while not self._in_need and self._waiting and self._open < self._most_open:
+            self._begin(self._waiting.popleft())
+        return self._in_need[0][1] if self._in_need else None
+
+    def _begin(self, position: int) -> None:
+        poll = self._poll
+        source = stream(poll.seed, "votes", poll.indices[position], device=poll.device)
+        image = _to_device(poll.images[position], poll.device).to(poll.exact)
+        job = Job(position, poll.indices[position], image, self._procedure, poll.noise, source, poll.classes)
+        self._begun.append(job)
+        self._open += 1
+        self._file(job)
+
+    def _file(self, job: Job[R]) -> None:
+        """Put a job that has just spoken where it belongs."""
+        if job.ballot is None:
+            heapq.heappush(self._in_need, (job.position, job))
+        else:
+            self._open -= 1  # it holds no noise any more
+
+    def _send(self, segments: list[tuple[Job[R], int]], winners: Tensor, batch: Tensor, close: Tensor) -> None:
+        """Count the ``winners`` (n,) of each segment on the device, the ``close`` ones (n,) in their own column."""
+        width = self._poll.classes + 2
+        bins = winners.masked_fill(close, width - 1)
+        if len(segments) > 1:
+            rows = torch.arange(len(segments)).repeat_interleave(torch.tensor([size for _, size in segments]))
+            bins += _to_device(rows * width, bins.device)
+        tally = bins.new_zeros(len(segments) * width).scatter_add_(0, bins, torch.ones_like(bins))
+        self._flying.append(_Pass(self._launched, segments, batch, *_fetch(tally, close)))
+
+    def _land_until(self, number: int) -> None:
+        while self._flying and self._flying[0].number <= number:
+            self._land(self._flying.popleft())
+
+    def _land(self, landing: "_Pass[R]") -> None:
+        """Read the votes of a pass, put close copies on the docket, settle the requests that are complete."""
+        if landing.event is not None:
+            landing.event.synchronize()
+        now = time.perf_counter()
+        pace, self._clock = (now - self._clock) / len(landing.batch), now
+        tally = landing.tally.view(len(landing.segments), -1).numpy()
+        for (job, size), row in zip(landing.segments, tally, strict=True):
+            job.count(row[:-1], size * pace)
+        if tally[:, -1].any():
+            copies = landing.batch[_to_device(landing.close.nonzero().flatten(), landing.batch.device)]
+            owners = [job for (job, _), row in zip(landing.segments, tally, strict=True) for _ in range(row[-1])]
+            self._docket += zip(owners, copies.split(1), strict=True)
+            self._decide_again(least=self._poll.decide.panel)
+        for job, _ in landing.segments:
+            if job.complete:
+                job.settle()
+                self._file(job)
+
+    def _decide_again(self, least: int) -> None:
+        """Send off panels of close copies while there are at least so many."""
+        panel = self._poll.decide.panel
+        while len(self._docket) >= least and self._docket:
+            chosen, self._docket = self._docket[:panel], self._docket[panel:]
+            copies = torch.cat([copy for _, copy in chosen])
+            winners = self._poll.decide.again(copies)
+            self._send([(job, 1) for job, _ in chosen], winners, copies, torch.zeros_like(winners, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class _Pass(Generic[R]):
+    """A forward pass whose votes have not been read: ``tally`` and ``close`` are in host memory after ``event``."""
+
+    number: int
+    segments: list[tuple[Job[R], int]]
+    batch: Tensor
+    tally: Tensor
+    close: Tensor
+    event: torch.cuda.Event | None
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return ``tensor`` on ``device``; the host does not wait until it is there."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _fetch(tally: Tensor, close: Tensor) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
+    """Return both in host memory, and the event after which they are there; the host does not wait for it."""
+    if tally.device.type != "cuda":
+        return tally.cpu(), close.cpu(), None
+    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in (tally, close)]
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(tally.device))
+    return copies[0], copies[1], event
 
 
 def _keep_freed_memory() -> None:

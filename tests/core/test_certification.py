@@ -119,6 +119,7 @@ def test_a_certificate_says_with_what_it_was_made():
         "seed": 3,
         "dtype": "float32",
         "device": "cpu",
+        "execution": "eager",
         "model": digest(model),
         "versions": None,
     }

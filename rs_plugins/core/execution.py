@@ -1,0 +1,140 @@
+"""How a base classifier is run: in which floating-point type and memory layout, and compiled or not.
+
+The caller's model is never changed: where a type or a layout is asked for that it does not have, a copy is run.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from rs_plugins.core.models import device_and_dtype, evaluating
+from rs_plugins.errors import InputError, MissingDependencyError, ModelError
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Runner(nn.Module):
+    """A base classifier as it is run: noisy images (n, *input) in any type to logits (n, classes).
+
+    Args:
+        model: The base classifier.
+        device: Only needed for a model without parameters.
+        dtype: Floating-point type of a copy of the model, which is run instead; None for the model's own.
+        channels_last: Whether to run a copy with the channels last in memory, on images (channels, height, width).
+
+    Attributes:
+        model: The base classifier that is run: the caller's, or the copy.
+        device: Where it computes.
+        dtype: The type of its input: images are rounded to it once.
+
+    Raises:
+        InputError: If an argument has an impossible value.
+        ModelError: If a copy is needed and the model cannot be copied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if dtype is not None and dtype not in DTYPES:
+            expected = ", ".join(map(str, DTYPES))
+            raise InputError(f"dtype: expected None or one of {expected}, got {dtype!r}")
+        self._layout = torch.channels_last if channels_last else torch.preserve_format
+        self.model = _converted(model, dtype, self._layout)
+        self.device, own = device_and_dtype(self.model, device)
+        self.dtype = dtype or own
+        self._compiled: list[Callable[[Tensor], Tensor]] = []  # in a list, so as not to be a part of this module
+        self._size = 0
+
+    @property
+    def execution(self) -> str:
+        """How the model is run, in words: "eager" or "compiled", and "channels last" where it is so."""
+        layout = ["channels last"] if self._layout == torch.channels_last else []
+        return ", ".join(["compiled" if self._compiled else "eager", *layout])
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return the logits of ``batch``, not compiled: what a decision is in case of doubt."""
+        return self.model(self._enter(batch))  # type: ignore[no-any-return]
+
+    def quick(self, batch: Tensor) -> Tensor:
+        """Return the logits of ``batch`` the fast way: compiled if `compile_` was called."""
+        if not self._compiled:
+            return self(batch)  # type: ignore[no-any-return]
+        (compiled,) = self._compiled
+        return torch.cat([compiled(self._filled(part))[: len(part)] for part in self._enter(batch).split(self._size)])
+
+    def compile_(self, shape: torch.Size, size: int) -> None:
+        """Compile the model for passes of exactly ``size`` images of ``shape``; smaller ones are filled with zeros.
+
+        Raises:
+            MissingDependencyError: If there is no working C++ compiler.
+            ModelError: If the model cannot be compiled.
+        """
+        images = torch.zeros(size, *shape, device=self.device)
+        try:
+            with warnings.catch_warnings(), evaluating(self), torch.inference_mode():
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler uses what torch deprecates
+                with torch.autocast(self.device.type, enabled=False):
+                    compiled = torch.compile(self.model, dynamic=False)
+                    compiled(self._enter(images))
+        except Exception as error:  # the compiler's own errors are of many kinds, and so are a model's
+            raise _not_compiled(error) from error
+        self._compiled, self._size = [compiled], size
+
+    def _enter(self, batch: Tensor) -> Tensor:
+        return batch.to(dtype=self.dtype, memory_format=self._layout)
+
+    def _filled(self, part: Tensor) -> Tensor:
+        """Return ``part`` with as many rows as the compiled model takes: another number would be compiled again."""
+        if len(part) == self._size:
+            return part
+        full = part.new_zeros(self._size, *part.shape[1:]).to(memory_format=self._layout)
+        full[: len(part)] = part
+        return full
+
+
+def check_channels_last(channels_last: bool, images: Tensor) -> bool:
+    """Return ``channels_last`` if ``images`` can be laid out so.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if channels_last and images.ndim != 4:
+        raise InputError(
+            "channels_last: expected images of shape (n, channels, height, width), "
+            f"got images of shape {tuple(images.shape)}"
+        )
+    return bool(channels_last)
+
+
+def _converted(model: nn.Module, dtype: torch.dtype | None, layout: torch.memory_format) -> nn.Module:
+    """Return ``model`` in that type and layout: a copy, unless it is so already."""
+    floating = [t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()]
+    if layout == torch.preserve_format and (dtype is None or all(t.dtype == dtype for t in floating)):
+        return model
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:  # whatever __deepcopy__ of somebody's module may raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"model: dtype and channels_last need a copy of it, which failed ({reason})") from error
+    twin = twin if dtype is None else twin.to(dtype=dtype)
+    return twin if layout == torch.preserve_format else twin.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def _not_compiled(error: Exception) -> Exception:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "InvalidCxxCompiler" in f"{type(error).__name__} {error!r} {error.__cause__!r}":
+        return MissingDependencyError(
+            f"compile: torch.compile needs a C++ compiler on a CPU, and none works ({reason}); install g++ or clang, "
+            "or leave compile=False"
+        )
+    return ModelError(f"compile: the model cannot be compiled ({type(error).__name__}: {reason}); leave compile=False")
