@@ -22,7 +22,8 @@ class BlackBox(UnseenModule):
     ``predict`` is handed a copy of the noisy images, float32 (n, *input), on the CPU, and gives back either scores
     (n, classes), of which the largest decides and of equal ones the first, or labels (n,), one vote each. With labels
     nobody sees how close a decision was: where two batch sizes round differently, such a vote may change with the
-    batch it is in. With scores it is taken again on that image alone, as for modules.
+    batch it is in. With scores it is taken again on that image alone, as for modules; where ties are frequent, as in a
+    small forest, that takes time, and labels are better. A remote service is best asked with a ``chunk`` of its liking.
 
     What is behind the function cannot be seen, so certificates and resumed files know it by ``name`` alone. Give
     different models different names. No gradient flows through it.

@@ -9,7 +9,10 @@ from torch import nn
 
 from rs_plugins.core.certification import Certificate, certify
 from rs_plugins.core.decisions import PROBES
+from rs_plugins.core.plans.anytime import Anytime
+from rs_plugins.core.plans.at_radius import AtRadius
 from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.plans.on_grid import OnGrid
 from rs_plugins.errors import InputError
 from rs_plugins_art.classifier import SmoothedClassifier
 
@@ -97,6 +100,19 @@ def test_a_plan_instead_of_numbers(classifier, x):
     assert radii.tolist() == [record.radius for record in records]
     other = classifier.certificates(x, plan=plan, seed=4, indices=[7, 5, 3, 1, 0])
     assert keys(other) == keys(certify(cnn(20), torch.tensor(x), 0.1, plan=plan, seed=4, indices=[7, 5, 3, 1, 0]))
+
+
+PLANS = [AtRadius(0.05, n=300), OnGrid((0.05, 0.1), n=300), Anytime(n=300)]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=repr)
+def test_any_plan(plan, classifier, x):
+    expected = list(certify(cnn(20), torch.tensor(x), 0.1, plan=plan, seed=2))
+    assert keys(classifier.certificates(x, plan=plan, seed=2)) == keys(expected)
+    labels, radii = classifier.certify(x, plan=plan, seed=2)
+    assert labels.tolist() == [record.prediction for record in expected]
+    assert radii.tolist() == [record.radius for record in expected]
+    assert (radii > 0).any()
 
 
 @pytest.mark.parametrize(
