@@ -22,7 +22,7 @@ from rs_plugins.core.betting import fewest_to_exceed, most_to_fall_below
 Floats = npt.NDArray[np.float64]
 
 FIRST, STEP, GROWTH = 32, 32, 1.05  # the first look, the least and the relative distance between looks
-CERTIFY_POWER, GIVE_UP_POWER = 0.5, 0.3  # below 1 the budgets are spent early rather than late
+CERTIFY_POWER, GIVE_UP_POWER = 0.35, 0.5  # below 1 the budgets are spent early rather than late
 DUST = 1e-13  # the share of alpha that may be lost in the tails at each look
 ROUNDING = 1e-9  # the share of alpha set aside for the tails and for rounding
 

@@ -8,7 +8,7 @@ from scipy.stats import binom
 from rs_plugins.core.sequential_test import betting_boundary, exact_boundary, fewest_to_certify, schedule
 
 KINDS = {"exact": exact_boundary, "betting": betting_boundary}
-DEFAULT = {"n": 100_000, "alpha": 0.001, "beta": 0.3, "slack": 0.05}
+DEFAULT = {"n": 100_000, "alpha": 0.001, "beta": 0.3, "slack": 0.04}
 SMALL = {"n": 1500, "alpha": 0.05, "beta": 0.2, "slack": 0.1}
 
 
@@ -76,10 +76,10 @@ def test_every_option_keeps_the_error_below_alpha(kind, options):
 
 @pytest.mark.parametrize("p0", [0.5, float(ndtr(1)), float(ndtr(2))])
 def test_what_lies_slack_above_is_mostly_certified(p0):
-    p1 = float(ndtr(ndtri(p0) + 0.05))
+    p1 = float(ndtr(ndtri(p0) + 0.04))
     assert outcome(exact_boundary(p0, **DEFAULT), p1)[0] > 0.55
     certified, _, votes = outcome(exact_boundary(p0, **DEFAULT | {"beta": 0.05}), p1)
-    assert certified > 0.85
+    assert certified > 0.75
     assert votes > outcome(exact_boundary(p0, **DEFAULT), p1)[2]
 
 

@@ -43,7 +43,7 @@ class OnGrid:
     n0: int = 100
     n: int = 100_000
     alpha: float = 0.001
-    slack: float = 0.05
+    slack: float = 0.04
     beta: float = 0.3
     test: str = "exact"
 
