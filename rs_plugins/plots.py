@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rs_plugins.core.report import Curve
 from rs_plugins.core.results import Results
-from rs_plugins.errors import MissingDependencyError
+from rs_plugins.errors import MissingDependencyError, ResultsError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def new_figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("plots need matplotlib: pip install 'rs-plugins[demo]'") from error
+        raise MissingDependencyError("plots need matplotlib: pip install 'rs-plugins[plots]'") from error
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
@@ -67,13 +68,7 @@ def draw_certified_accuracy(
         certified: Certification logs by name; the first one's colour is that of the first of ``attacked``.
         attacked: Attack budgets in pixels and the accuracies under them, by name.
     """
-    tops = [float(table.radius.max()) for table in certified.values() if table.radius is not None and len(table)]
-    largest = max(tops, default=1.0)
-    radii: Floats = np.linspace(0, largest * 1.05 or 1.0, 400, dtype=np.float64)
-    for (name, table), colour, style in zip(certified.items(), COLOURS, STYLES, strict=False):
-        axes.plot(
-            radii, 100 * table.certified_accuracy(radii), style, color=colour, linewidth=2.2, label=f"{name}: certified"
-        )
+    draw_steps(axes, {f"{name}: certified": table for name, table in certified.items()})
     for (name, (budgets, accuracies)), colour, marker in zip(
         (attacked or {}).items(), (COLOURS[0], *COLOURS[len(certified) :]), "osD^", strict=False
     ):
@@ -86,10 +81,7 @@ def draw_certified_accuracy(
             linewidth=1,
             label=name,
         )
-    axes.set(xlabel="size of the change: l2 norm, pixels in [0, 1]", ylabel="accuracy (%)")
-    axes.set(ylim=(0, 101), xlim=(0, None))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _dress(axes, "size of the change: l2 norm, pixels in [0, 1]", "accuracy (%)")
     if certified and attacked:
         (budgets, accuracies), proved = next(iter(attacked.values())), next(iter(certified.values()))
         grid: Floats = np.linspace(min(budgets), max(budgets), 400, dtype=np.float64)
@@ -100,6 +92,49 @@ def draw_certified_accuracy(
             grid, floor, np.maximum(floor, ceiling), color=COLOURS[0], alpha=0.1, linewidth=0, label=label
         )
     axes.legend(fontsize=8.5, loc="best", framealpha=0.9)
+
+
+def draw_steps(axes: "Axes", logs: Mapping[str, Results | Curve]) -> None:
+    """Draw certified accuracy against radius, one line of steps for each of ``logs``, which have radii."""
+    lines = {name: _steps(log) for name, log in logs.items()}
+    end = 1.05 * max((float(radii[-1]) for radii, _ in lines.values()), default=0.0) or 1.0
+    for place, (name, (radii, accuracy)) in enumerate(lines.items()):
+        x, y = np.append(radii, end), np.append(accuracy, accuracy[-1] if isinstance(logs[name], Curve) else 0.0)
+        colour, style = COLOURS[place % len(COLOURS)], STYLES[place % len(STYLES)]
+        axes.plot(x, 100 * y, style, drawstyle="steps-pre", color=colour, linewidth=2, label=name)
+
+
+def _steps(log: Results | Curve) -> tuple[Floats, Floats]:
+    """Return radii, 0 first, and the accuracy that holds up to each from the one before."""
+    if isinstance(log, Curve):
+        return log.radii, log.accuracy
+    radii: Floats = np.unique(np.append(log.radii[log.correct], 0.0))
+    return radii, log.certified_accuracy(radii, parity=True)
+
+
+def _dress(axes: "Axes", xlabel: str, ylabel: str) -> None:
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(ylim=(0, 101), xlim=(0, None))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_certified_accuracy(path: Path, logs: Mapping[str, Results | Curve]) -> None:
+    """Draw certified accuracy against radius of those of ``logs`` that have radii and rows into the file ``path``.
+
+    Raises:
+        ResultsError: If none has.
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    shown = {name: log for name, log in logs.items() if isinstance(log, Curve) or (log.radius is not None and len(log))}
+    if not shown:
+        raise ResultsError(f"nothing to draw: none of {', '.join(logs)} has certified radii")
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    draw_steps(axes, shown)
+    _dress(axes, "radius, in pixels of [0, 1]", "certified accuracy (%)")
+    axes.legend(fontsize=8.5 if len(shown) <= 6 else 6.5, loc="best", framealpha=0.9)
+    figure.savefig(path)
 
 
 def draw_gallery(figure: "SubFigure", specimens: Sequence[Specimen]) -> None:

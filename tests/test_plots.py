@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 
+from rs_plugins.core.report import Curve
 from rs_plugins.core.results import Results
-from rs_plugins.plots import Specimen, draw_certified_accuracy, draw_gallery, new_figure, save_demo_figure
+from rs_plugins.errors import ResultsError
+from rs_plugins.plots import (
+    Specimen,
+    draw_certified_accuracy,
+    draw_gallery,
+    draw_steps,
+    new_figure,
+    save_certified_accuracy,
+    save_demo_figure,
+)
 
 
 def table(radii, correct):
@@ -26,10 +36,34 @@ def test_lines_are_the_certified_accuracy():
     for name, results in (("a", A), ("b", B)):
         x, y = lines[f"{name}: certified"].get_data()
         np.testing.assert_allclose(y, 100 * results.certified_accuracy(x))
-        assert x.max() > 0.9
+        assert x.max() > results.radii[results.correct].max()
     assert lines["a, attacked"].get_ydata().tolist() == [90, 50]
     assert lines["a, attacked"].get_color() == lines["a: certified"].get_color() != lines["b: certified"].get_color()
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {*lines, "between proof and attack"}
+
+
+def test_steps_are_where_the_radii_are():
+    axes = new_figure(4, 3).subplots()
+    draw_steps(axes, {"a": A, "curve": Curve(np.array([0.0, 0.5, 1.0]), np.array([0.9, 0.5, 0.3]))})
+    steps, curve = axes.get_lines()
+    assert {line.get_drawstyle() for line in (steps, curve)} == {"steps-pre"}
+    np.testing.assert_allclose(steps.get_xydata(), [[0, 200 / 3], [0.1, 200 / 3], [0.4, 100 / 3], [1.05, 0]])
+    np.testing.assert_allclose(curve.get_xydata(), [[0, 90], [0.5, 50], [1, 30], [1.05, 30]])
+
+
+def test_a_picture_of_many_logs_shows_each(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr("rs_plugins.plots.new_figure", lambda *size: pictures.append(new_figure(*size)) or pictures[-1])
+    predictions = Results(*(getattr(A, name) for name in ("idx", "label", "predict")), None, A.correct, A.seconds)
+    logs = {f"log {number}": A for number in range(8)} | {"predictions": predictions, "empty": table([], [])}
+    save_certified_accuracy(tmp_path / "x.png", logs)
+    (axes,) = pictures[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"log {number}" for number in range(8)]
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(looks) == 8
+    with pytest.raises(ResultsError, match="nothing to draw: none of predictions, empty has certified radii"):
+        save_certified_accuracy(tmp_path / "y.png", {"predictions": predictions, "empty": table([], [])})
+    assert not (tmp_path / "y.png").exists()
 
 
 def test_gallery_has_a_row_for_each_specimen():

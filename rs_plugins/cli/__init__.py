@@ -17,6 +17,9 @@ _VERBS = {
     "run": ("rs_plugins.cli.run", "run", "Run a script, module, code or program with the plugins activated."),
     "list": ("rs_plugins.cli.listing", "list_plugins", "Show plugins, what they offer and where it landed."),
     "doctor": ("rs_plugins.cli.doctor", "doctor", "Check this environment for versions that clash and known traps."),
+    "certify": ("rs_plugins.cli.certify", "certify", "Certify a model on a data set into a log; can be gone on with."),
+    "merge": ("rs_plugins.cli.merge", "merge", "Put the logs of a run's shards together."),
+    "report": ("rs_plugins.cli.report", "report", "Certified accuracy, ACR and more of logs: tables and a picture."),
     "demo": ("rs_plugins.cli.demo", "demo", "Train, attack and certify on handwritten digits: a table and a plot."),
     "site-dir": ("rs_plugins.cli.run", "site_dir", "Print the folder to put on PYTHONPATH instead of using `run`."),
 }

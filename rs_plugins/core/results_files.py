@@ -167,7 +167,8 @@ def format_down(value: float, digits: int = 8) -> str:
     """
     if not 0 <= value < math.inf:
         raise InputError(f"value: expected a finite number >= 0, got {value}")
-    rounded = Context(prec=digits, rounding=ROUND_DOWN).create_decimal(Decimal(value))
+    shortest = Decimal(repr(float(value)))  # a plan's 0.3 stays 0.3, though the nearest binary number is smaller
+    rounded = Context(prec=digits, rounding=ROUND_DOWN).create_decimal(shortest)
     text = f"{rounded:f}"
     return text if "." in text else f"{text}.0"
 

@@ -387,6 +387,11 @@ def test_numbers_of_other_libraries_can_be_written(tmp_path):
     assert len(read_results(tmp_path / "log.tsv")) == 1
 
 
+@pytest.mark.parametrize("text", ["0.1", "0.3", "0.7", "1.1", "2.675"])
+def test_radii_of_a_grid_are_written_as_they_were_given(text):
+    assert format_down(float(text)) == text
+
+
 @pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
 def test_only_sizes_are_rounded_down(value):
     with pytest.raises(InputError, match="value: expected a finite number >= 0, got"):

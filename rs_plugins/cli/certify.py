@@ -1,0 +1,143 @@
+"""``rs-plugins certify``: a data set certified into a log."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rs_plugins.cli.plain_warnings import plain_warnings
+
+if TYPE_CHECKING:
+    from rs_plugins.core.plans.protocol import Plan
+    from rs_plugins.core.results import Results
+
+INTERRUPTED = 130  # as the shell says it
+
+
+def _parse_shard(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise click.BadParameter(f"expected I/N such as 0/4, got {text!r}")
+    return int(part), int(parts)
+
+
+@click.command(
+    epilog="Example: rs-plugins certify --model mynets:resnet20 --weights resnet20.safetensors --data cifar10:data "
+    "--sigma 0.25 --plan fixed:n=10000 --skip 20 --out resnet20.tsv"
+)
+@click.option(
+    "--model", required=True, metavar="PACKAGE.MODULE:FUNCTION", help="Returns the model, normalisation inside."
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="safetensors, or a torch file of tensors only.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FORMAT[:PLACE]",
+    help="digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE (arrays images, labels) or npz-jpeg:FILE.",
+)
+@click.option("--split", type=click.Choice(["test", "train"]), help="Part of the data set, if it has parts.  [test]")
+@click.option(
+    "--image-size", type=int, help="For imagefolder: scale the shorter side to 8/7 of this, cut out the centre."
+)
+@click.option("--sigma", type=float, required=True, help="Noise, in pixels of [0, 1].")
+@click.option(
+    "--plan",
+    default="fixed-budget",
+    show_default=True,
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="How many votes, such as fixed:n0=100,n=100000,alpha=0.001 or on-grid:radii=0/0.25/0.5.",
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The log to write.")
+@click.option("--resume", is_flag=True, help="Go on with the log if it exists.")
+@click.option("--start", type=int, default=0, show_default=True, help="First image.")
+@click.option("--stop", type=int, help="Image before which to stop.")
+@click.option(
+    "--skip", type=int, default=1, show_default=True, help="Take only images whose index is a multiple of this."
+)
+@click.option(
+    "--shard",
+    default="0/1",
+    show_default=True,
+    callback=_parse_shard,
+    metavar="I/N",
+    help="Of the images chosen take the I-th, (I+N)-th, ..., I from 0. rs-plugins merge puts the logs together.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--device", help="Where to compute.  [cuda if there is one, else cpu]")
+@click.option("--chunk", type=int, help="Most noisy images in a forward pass; changes the speed only.")
+@click.option("--quiet", is_flag=True, help="No progress bar; there is none either where stderr is no terminal.")
+def certify(out: Path, quiet: bool, **options: Any) -> None:
+    """Certify a smoothed classifier on a data set, image by image into a log.
+
+    Each finished image is on disk before the next is begun. Killed at any moment and started again with --resume, the
+    job goes on, and the log becomes what it would have been. It refuses a log of another model, data set, noise, plan
+    or seed.
+
+    The current folder is on the path, so a model defined in mynets.py there is mynets:FUNCTION. The same job in Python
+    is rs_plugins.core.job.certify_data_set.
+    """
+    try:
+        with plain_warnings():
+            results = _run(out, not quiet and sys.stderr.isatty(), **options)
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; {_written(out)}; go on with the same command and --resume", err=True)
+        sys.exit(INTERRUPTED)
+    click.echo(_summary(out, results))
+
+
+def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: str, **options: Any) -> "Results":
+    from rs_plugins.core.checkpoints import load_weights, make_model
+    from rs_plugins.core.data_sets.opening import open_data_set
+    from rs_plugins.core.job import Selection, certify_data_set
+    from rs_plugins.core.models import check_device
+
+    chosen, device = _plan(plan), check_device(options["device"] or _default_device())
+    selection = Selection(*(options[name] for name in ("start", "stop", "skip", "shard")))
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    network = make_model(model)
+    if weights is not None:
+        load_weights(network, weights)
+    data = open_data_set(options["data"], split=options["split"], image_size=options["image_size"])
+    return certify_data_set(
+        *(network.to(device), data, options["sigma"], out),
+        plan=chosen,
+        seed=options["seed"],
+        selection=selection,
+        resume=options["resume"],
+        progress=progress,
+        chunk=options["chunk"],
+        device=device,
+    )
+
+
+def _plan(text: str) -> "Plan":
+    from rs_plugins import registry
+    from rs_plugins.cli.plans import parse_plan
+
+    names = [component.name for component in registry.components("certifier")]
+    plan: Plan = parse_plan(text, names, lambda name: registry.component("certifier", name))
+    return plan
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _written(out: Path) -> str:
+    if not out.is_file():
+        return "no image is done yet"
+    from rs_plugins.core.results_files import read_results
+
+    return f"{len(read_results(out))} images are in {out}"
+
+
+def _summary(out: Path, results: "Results") -> str:
+    return (
+        f"{out}: {len(results)} images, certified {results.certified_accuracy([0])[0]:.2%}, "
+        f"ACR {results.average_certified_radius:.4f}, abstained {results.abstention:.2%}; more with: "
+        f"rs-plugins report {out}"
+    )

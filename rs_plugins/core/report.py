@@ -1,0 +1,232 @@
+"""The figures that papers give, of several logs side by side, and the best of them at each radius."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rs_plugins.core.results import Floats, Results
+from rs_plugins.core.results_files import read_results, text_of
+from rs_plugins.errors import InputError, ResultsError
+
+STEP = 0.25  # of the radii in published tables
+MOST_RADII = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Certified accuracy at radii as some codes publish it, without the log that it was computed from.
+
+    Attributes:
+        radii: Radii in pixels, increasing, (k,).
+        accuracy: Certified accuracy at each, (k,).
+    """
+
+    radii: Floats
+    accuracy: Floats
+
+    def certified_accuracy(self, radii: Sequence[float] | Floats) -> Floats:
+        """Return the accuracy at the first radius of the curve that is not below r, for each r of ``radii``.
+
+        Beyond the curve it is NaN.
+        """
+        grid = np.array([round(r, 9) for r in self.radii.tolist()])
+        places = np.searchsorted(grid, [round(float(r), 9) for r in radii])
+        return np.append(self.accuracy, math.nan)[places]
+
+
+@dataclass(frozen=True)
+class At:
+    """Certified accuracy of one log at one radius.
+
+    Attributes:
+        radius: The radius in pixels.
+        accuracy: Share of all rows that are correct with at least this radius.
+        interval: Ends of its Clopper-Pearson interval over the images; None for a curve.
+        lower: What exact certificates would show at least (`Results.certified_accuracy_lower`); None if unknown.
+    """
+
+    radius: float
+    accuracy: float
+    interval: tuple[float, float] | None = None
+    lower: float | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one log. None stands for what it does not say.
+
+    Attributes:
+        name: What tables call it.
+        images: Number of rows.
+        clean: Share of rows that are correct, whatever their radius.
+        abstention: Share of rows that abstain.
+        acr: Average certified radius in pixels.
+        acr_interval: Ends of its bootstrap interval over the images.
+        samples: Mean votes an image.
+        seconds: Time of all images.
+        sigma: Standard deviation of the noise, in pixels.
+        certified: Certified accuracy at each radius of the report; empty for a log of predictions.
+    """
+
+    name: str
+    images: int | None = None
+    clean: float | None = None
+    abstention: float | None = None
+    acr: float | None = None
+    acr_interval: tuple[float, float] | None = None
+    samples: float | None = None
+    seconds: float | None = None
+    sigma: float | None = None
+    certified: tuple[At, ...] = ()
+
+
+@dataclass(frozen=True)
+class Best:
+    """The log with the highest certified accuracy at a radius; of equals the one with the highest clean accuracy."""
+
+    radius: float
+    accuracy: float
+    name: str
+
+
+def read_logs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Results | Curve]:
+    """Read logs, prediction logs and curves, by the names of their files without ``.tsv``, or by path where not unique.
+
+    Raises:
+        ResultsError: If one is none of these.
+        InputError: If one is given twice.
+    """
+    short = [Path(path).name.removesuffix(".tsv") for path in paths]
+    names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"logs: expected each once, got {twice[0]} twice")
+    return {name: read_log(path) for name, path in zip(names, paths, strict=True)}
+
+
+def read_log(path: str | os.PathLike[str]) -> Results | Curve:
+    """Read a log, a prediction log, or a curve: lines of radius and accuracy without a header.
+
+    Raises:
+        ResultsError: If it is none of these.
+    """
+    first, *_ = text_of(Path(path).read_bytes(), path).split("\n")
+    return _read_curve(path) if _numbers(first) is not None else read_results(path)
+
+
+def _read_curve(path: str | os.PathLike[str]) -> Curve:
+    lines = text_of(Path(path).read_bytes(), path).removesuffix("\n").split("\n")
+    rows = [_numbers(line) for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if row is None or not (0 <= row[0] < math.inf and 0 <= row[1] <= 1):
+            raise ResultsError(
+                f"{path}, line {number}: expected a radius and an accuracy, got {lines[number - 1]!r:.80}"
+            )
+    radii, accuracy = np.array(rows, dtype=np.float64).T
+    if (np.diff(radii) <= 0).any():
+        raise ResultsError(f"{path}: expected increasing radii")
+    return Curve(radii, accuracy)
+
+
+def _numbers(line: str) -> tuple[float, float] | None:
+    try:
+        radius, accuracy = (float(cell) for cell in line.split("\t"))
+    except ValueError:
+        return None
+    return radius, accuracy
+
+
+def default_radii(logs: Mapping[str, Results | Curve]) -> list[float]:
+    """Return multiples of 0.25 up to the first at which no log certifies anything, as published tables have them.
+
+    Where that would be more than 20 radii the step is doubled, where it would be one it is halved, until it fits.
+    """
+    largest = max((_largest_radius(log) for log in logs.values()), default=0.0)
+    step = STEP
+    while 0 < largest < step:
+        step /= 2
+    while largest / step >= MOST_RADII - 1:
+        step *= 2
+    return [step * place for place in range(math.floor(largest / step) + 2)]
+
+
+def _largest_radius(log: Results | Curve) -> float:
+    """Return the largest radius at which the log certifies an image, 0 if there is none."""
+    if isinstance(log, Curve):
+        return float(log.radii[log.accuracy > 0].max(initial=0.0))
+    return 0.0 if log.radius is None else float((log.radius * log.correct).max(initial=0.0))
+
+
+def figures(
+    name: str,
+    log: Results | Curve,
+    radii: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    alpha: float | None = None,
+    parity: bool = False,
+) -> Figures:
+    """Return the figures of one log.
+
+    Args:
+        name: What tables call it.
+        log: A certification log, a prediction log or a curve.
+        radii: Radii in pixels.
+        confidence: Of the intervals over the images.
+        alpha: Failure probability of each certificate, for a log that does not say.
+        parity: Compare radii as the published curves did (`Results.certified_accuracy`).
+
+    Raises:
+        InputError: If ``confidence`` or ``alpha`` is outside (0, 1).
+    """
+    if isinstance(log, Curve):
+        accuracy = log.certified_accuracy(radii).tolist()
+        at = tuple(At(r, share) for r, share in zip(radii, accuracy, strict=True))
+        return Figures(name, clean=float(log.accuracy[0]) if log.radii[0] == 0 else None, certified=at)
+    if not len(log):
+        return Figures(name, images=0, seconds=0.0, sigma=log.sigma)
+    common = Figures(
+        *(name, len(log), log.accuracy, log.abstention),
+        samples=None if log.samples is None else float(log.samples.mean()),
+        seconds=float(log.seconds.sum()),
+        sigma=log.sigma,
+    )
+    if log.radius is None:
+        return common
+    return Figures(
+        **vars(common)
+        | {
+            "acr": log.average_certified_radius,
+            "acr_interval": log.average_certified_radius_interval(confidence=confidence),
+            "certified": _certified(log, radii, confidence, log.alpha if log.alpha is not None else alpha, parity),
+        }
+    )
+
+
+def _certified(
+    log: Results, radii: Sequence[float], confidence: float, alpha: float | None, parity: bool
+) -> tuple[At, ...]:
+    accuracy = log.certified_accuracy(radii, parity=parity).tolist()
+    low, high = (ends.tolist() for ends in log.certified_accuracy_interval(radii, confidence=confidence, parity=parity))
+    lower: list[float | None] = [None] * len(accuracy)
+    if alpha is not None:
+        lower = [max(0.0, bound) for bound in log.certified_accuracy_lower(radii, alpha=alpha).tolist()]
+    return tuple(
+        At(r, share, ends, bound)
+        for r, share, ends, bound in zip(radii, accuracy, zip(low, high, strict=True), lower, strict=True)
+    )
+
+
+def envelope(rows: Sequence[Figures]) -> list[Best]:
+    """Return the best log at each radius, among those that have certified accuracy there."""
+    able = [row for row in rows if row.certified]
+    best = []
+    for place, at in enumerate(able[0].certified if able else ()):
+        there = [row for row in able if not math.isnan(row.certified[place].accuracy)]
+        if there:
+            row = max(there, key=lambda row: (row.certified[place].accuracy, row.clean or 0.0))
+            best.append(Best(at.radius, row.certified[place].accuracy, row.name))
+    return best
