@@ -17,12 +17,17 @@ def test_the_python_of_the_readme_runs(capsys):
     assert names["predictions"].shape == names["radii"].shape == (20,)
     assert (names["predictions"] == names["y_test"]).mean() > 0.5
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 22 + 20
+    assert len(lines) == 2 + 20 + 4 + 20
     proved, resisted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[:2])
     assert 40 <= proved <= resisted + 40 <= 140
     moved = (names["adversarial"] - names["torch"].tensor(names["x_test"])).flatten(1).norm(dim=1)
     assert moved.max() <= 0.5 * (1 + 1e-6)
-    certified = [line.split()[1] for line in lines[22:]]
+    votes, right = zip(*((float(line.split()[0]), int(line.split()[4])) for line in lines[22:26]), strict=True)
+    assert votes[0] == 10_100
+    assert max(votes[1:3]) < 0.5 * votes[0]
+    assert max(right) >= 10
+    assert max(right) - min(right) <= 2
+    certified = [line.split()[1] for line in lines[26:]]
     assert sum(map(str.__eq__, certified, map(str, names["y_test"]))) > 10
     assert (names["linear_predictions"] == names["y_test"]).sum() > 10
     assert names["linear_radii"].max() > 0.2
