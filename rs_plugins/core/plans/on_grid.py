@@ -13,6 +13,7 @@ from rs_plugins.core.sequential_test import Boundary, betting_boundary, exact_bo
 from rs_plugins.core.votes import Procedure
 from rs_plugins.errors import InputError
 
+DECIMALS = 12
 BOUNDARIES: dict[str, Callable[..., Boundary]] = {"exact": exact_boundary, "betting": betting_boundary}
 
 
@@ -26,7 +27,8 @@ class OnGrid:
     tests need no correction for being many.
 
     Args:
-        radii: Radii in pixels, >= 0, increasing. Radius 0 says whether the class is certified at all.
+        radii: Radii in pixels, >= 0, increasing. Radius 0 says whether the class is certified at all. They are taken as
+            decimals: 0.30000000000000004 out of a floating-point grid means 0.3.
         n0: Selection votes, >= 1.
         n: The most estimation votes. A radius that ``n`` votes cannot certify even if all agree is never certified.
         alpha: Failure probability of each certificate, in (0, 1).
@@ -142,7 +144,8 @@ class _Undecided:
 
 
 def _check_radii(radii: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(check_nonnegative(radius, "radii") for radius in np.atleast_1d(np.asarray(radii, dtype=object)))
+    given = np.atleast_1d(np.asarray(radii, dtype=object))
+    values = tuple(round(check_nonnegative(radius, "radii"), DECIMALS) for radius in given)
     if not values or any(later <= earlier for earlier, later in pairwise(values)):
         raise InputError(f"radii: expected one or more increasing radii in pixels, got {radii!r:.200}")
     return values

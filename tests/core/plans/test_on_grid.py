@@ -246,6 +246,8 @@ def test_at_radius_names_its_own_argument():
 
 def test_radii_may_come_as_a_list_or_an_array():
     assert OnGrid([0, 0.5]) == OnGrid(np.array([0, 0.5])) == OnGrid((0.0, 0.5))
+    assert OnGrid(np.arange(0, 1, 0.1)).radii == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    assert AtRadius(0.1 + 0.2).r == 0.3
 
 
 def test_noise_that_cannot_be_inverted_is_refused():
