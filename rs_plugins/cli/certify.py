@@ -65,6 +65,13 @@ def _parse_shard(_context: click.Context, _option: click.Parameter, text: str) -
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--device", help="Where to compute.  [cuda if there is one, else cpu]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32", "float64"]),
+    help="Certify a copy of the model in this type.  [the model's own]",
+)
+@click.option("--channels-last", is_flag=True, help="Lay images out with the channels last; often faster.")
+@click.option("--compile", is_flag=True, help="Compile the model first.")
 @click.option("--chunk", type=int, help="Most noisy images in a forward pass; changes the speed only.")
 @click.option("--quiet", is_flag=True, help="No progress bar; there is none either where stderr is no terminal.")
 def certify(out: Path, quiet: bool, **options: Any) -> None:
@@ -87,6 +94,8 @@ def certify(out: Path, quiet: bool, **options: Any) -> None:
 
 
 def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: str, **options: Any) -> "Results":
+    import torch
+
     from rs_plugins.core.checkpoints import load_weights, make_model
     from rs_plugins.core.data_sets.opening import open_data_set
     from rs_plugins.core.job import Selection, certify_data_set
@@ -109,6 +118,9 @@ def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: s
         progress=progress,
         chunk=options["chunk"],
         device=device,
+        dtype=None if options["dtype"] is None else getattr(torch, options["dtype"]),
+        channels_last=options["channels_last"],
+        compile=options["compile"],
     )
 
 

@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from rs_plugins.core.black_box import Predict
@@ -121,18 +121,18 @@ def certify_data_set(
     _check_sigma(sigma)
     positions = (selection or Selection()).positions(len(data))
     run: _Run = partial(certify, model, sigma=sigma, plan=plan, seed=check_seed(seed), **options)
-    first = data.read(positions[:1])
-    made_with = run(first, indices=positions[:1]).made_with
-    _check_classes(model, data, first, options.get("device"))
+    _check_classes(model, data, positions[0], options.get("device"))
     with ResultsWriter(log) as writer:
-        writer.begin(made_with, data.identity)
         left = _left(writer, positions)
+        parts = _parts(left or positions[:1], max(1, memory // (4 * math.prod(data.shape))))
+        runs = (run(data.read(part), indices=part) for part in parts)
+        first = next(runs)
+        writer.begin(first.made_with, data.identity)
         with _Progress(read_results(log), len(positions), plan, shown=progress) as bar:
-            for part in _parts(left, max(1, memory // (4 * math.prod(data.shape)))):
-                for certificate in run(data.read(part), indices=part):
-                    label = int(data.labels[certificate.index])
-                    writer.write(certificate, label)
-                    bar.add(certificate, label)
+            for certificate in chain.from_iterable(chain([first], runs)) if left else ():
+                label = int(data.labels[certificate.index])
+                writer.write(certificate, label)
+                bar.add(certificate, label)
     return read_results(log)
 
 
@@ -145,12 +145,12 @@ def _check_sigma(sigma: float) -> None:
         )
 
 
-def _check_classes(model: nn.Module | Predict, data: DataSet, first: Tensor, device: Any) -> None:
+def _check_classes(model: nn.Module | Predict, data: DataSet, position: int, device: Any) -> None:
     """Compare the model's classes with the labels; of a black box nothing is known before it is asked."""
     if not isinstance(model, nn.Module):
         return
     home, dtype = device_and_dtype(model, device)
-    classes, labels = probe(model, first.to(home, dtype)), int(data.labels.max()) + 1
+    classes, labels = probe(model, data.read([position]).to(home, dtype)), int(data.labels.max()) + 1
     if classes < labels:
         raise ModelError(f"model: expected at least {labels} classes, as {data.name} has, got {classes}")
     if data.classes is not None and classes != data.classes:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +35,11 @@ class ResultsWriter:
         done: Indices of the images that the file holds already.
 
     Args:
-        path: The log; created if absent. Nothing in it is changed before `begin` or the first `write`.
+        path: The log; created if absent. Nothing in it is changed before `begin` or the first `write`, and if neither
+            is called, no empty file is left behind.
 
     Raises:
-        ResultsError: If the file exists and is no log of ours, or another process is writing it.
+        ResultsError: If the file exists and is no log of ours, cannot be written, or another process is writing it.
     """
 
     def __init__(self, path: _Path) -> None:
@@ -47,7 +48,10 @@ class ResultsWriter:
         self._last = -1
         self._complete = 0  # bytes of the file that are complete lines
         self._made_with: Provenance | None = None
-        self._file: IO[bytes] = self.path.open("a+b")
+        try:
+            self._file = self.path.open("a+b", buffering=0)
+        except OSError as error:
+            raise ResultsError(f"{self.path}: cannot be written ({error.strerror})") from error
         try:
             self._lock()
             self._look()
@@ -96,8 +100,12 @@ class ResultsWriter:
         self._last = index
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; calling it again does nothing."""
+        if not self._file.closed:
+            if self._made_with is None and not self.path.stat().st_size:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+            self._file.close()
 
     def __enter__(self) -> "ResultsWriter":
         return self
@@ -112,17 +120,22 @@ class ResultsWriter:
             raise ResultsError(f"{self.path}: begun by another run ({changes}); choose another file")
 
     def _append(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise ResultsError(f"{self.path}: cannot be written ({error.strerror}); go on with it later") from error
 
     def _lock(self) -> None:
         if fcntl is None:  # Windows
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ResultsError(f"{self.path}: another process is writing this file") from None
+        except OSError:  # a file system without locks
+            return
 
     def _look(self) -> None:
         """Find out what the file holds, not counting a line that a killed run left unfinished."""
@@ -239,8 +252,11 @@ def _record_text(record: Mapping[str, Any]) -> bytes:
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file so that at every moment it is there with the whole content, or as it was before."""
     draft = path.with_name(path.name + ".part")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error

@@ -107,7 +107,12 @@ def test_further_options_reach_the_job():
     assert result.exit_code == 1
     assert "Error: chunk: expected an integer >= 1, got 0" in result.output
     assert invoke(COMMAND, "--seed", "7", "--chunk", "3", "--quiet").exit_code == 0
-    assert record()["seed"] == 7
+    assert (record()["seed"], record()["dtype"]) == (7, "float32")
+    assert invoke(COMMAND, "--dtype", "float64", "--out", "double.tsv").exit_code == 0
+    assert json.loads(Path("double.tsv.json").read_text())["dtype"] == "float64"
+    assert (
+        "Error: log.tsv: begun by another run (" in invoke(COMMAND, "--seed", "7", "--channels-last", "--resume").output
+    )
     result = invoke(COMMAND, "--seed", "8", "--resume")
     assert result.exit_code == 1
     assert "Error: log.tsv: begun by another run (seed: 7 -> 8); choose another file" in result.output
@@ -213,6 +218,16 @@ def test_image_folders_are_scaled():
     assert "expected images of one size" in invoke(command).output
     assert invoke(command, "--image-size", "3").exit_code == 0
     assert record()["shape"] == "3x3x3"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+def test_the_model_is_compiled_on_request():
+    result = invoke(COMMAND, "--compile", "--chunk", "16")
+    if "needs a C++ compiler" in result.output:
+        pytest.skip("torch.compile finds no C++ compiler here")
+    assert result.exit_code == 0, result.output
+    assert record()["execution"] == "compiled"
 
 
 @pytest.mark.usefixtures("folder")

@@ -93,6 +93,18 @@ def test_images_are_read_in_parts(tmp_path, whole, memory):
     assert asked == ([1] * 13 if memory == 1 else [1, 5, 5, 2])
 
 
+def test_parts_are_read_one_at_a_time(tmp_path):
+    lazy, log, held = data(), tmp_path / "log.tsv", []
+
+    def read(positions):
+        held.append(log.read_bytes().count(b"\n") if log.exists() else None)
+        return data().read(positions)
+
+    object.__setattr__(lazy, "read", read)
+    job(log, data=lazy, memory=5 * 36)
+    assert held == [None, 0, 6, 11]  # lines: the header, and five images a part
+
+
 @pytest.mark.parametrize(
     ("selection", "positions"),
     [
@@ -355,6 +367,39 @@ def test_the_bar_counts_the_images_of_earlier_runs(tmp_path, capsys):
     assert "12/12" in last
     assert "certified 25.0%, samples saved 50%" in last
     assert "image/s" in last or "s/image" in last
+
+
+def test_options_of_the_engine_are_part_of_the_record(tmp_path):
+    job(tmp_path / "log.tsv", dtype=torch.float64)
+    assert json.loads((tmp_path / "log.tsv.json").read_text())["dtype"] == "float64"
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "log.tsv").mkdir()
+    with pytest.raises(ResultsError, match=r"log.tsv: cannot be written \(Is a directory\)"):
+        job(tmp_path / "log.tsv", resume=True)
+    monkeypatch.setattr("os.fsync", disk_full(0))
+    with pytest.raises(ResultsError, match=r"full.json: cannot be written \(No space left on device\)"):
+        job(tmp_path / "full")
+    (tmp_path / "full.json.part").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["log.tsv"]
+    monkeypatch.setattr("os.fsync", disk_full(4))
+    with pytest.raises(ResultsError, match=r"full: cannot be written \(No space left on device\); go on with it later"):
+        job(tmp_path / "full")
+    monkeypatch.undo()
+    job(tmp_path / "full", resume=True)
+    assert len(read_results(tmp_path / "full")) == 12
+
+
+def disk_full(after):
+    calls = []
+
+    def fsync(_descriptor):
+        calls.append(1)
+        if len(calls) > after:
+            raise OSError(28, "No space left on device")
+
+    return fsync
 
 
 def test_without_progress_it_is_silent(tmp_path, capsys):
