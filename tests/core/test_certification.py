@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -191,6 +193,41 @@ def test_progress_is_shown_on_request(capsys):
     assert "certify: 100%" in capsys.readouterr().err
     list(certify(network(), IMAGES, 0.5, plan=FixedBudget(n=100)))
     assert capsys.readouterr().err == ""
+
+
+def test_the_bar_counts_images_and_tells_what_was_saved_and_certified(capsys):
+    class Sure(FixedBudget):
+        """Stops after a quarter of its votes."""
+
+        def procedure(self, case):
+            return FixedBudget(n0=25, n=25).procedure(case)
+
+    images = torch.tensor([[1.0, 0, 0]] * 3 + [[0.5, 0, 0]])  # the last is undecided
+    certificates = list(certify(HalfSpace(), images, 0.1, plan=Sure(n0=100, n=100), progress=True))
+    assert [c.abstained for c in certificates] == [False] * 3 + [True]
+    shown = capsys.readouterr().err
+    assert "4/4" in shown
+    assert re.search(r"images/s|s/images", shown)
+    assert re.search(r"[\d,]+ samples/s, 75\.0% saved, 3 certified", shown)
+
+
+def test_how_the_model_is_run_reaches_the_votes_and_the_certificate():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    images = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    plan = FixedBudget(n=20)
+    (certificate,) = certify(model, images, 0.5, plan=plan, dtype=torch.bfloat16, channels_last=True)
+    made_with = certificate.made_with
+    assert (made_with.dtype, made_with.execution) == ("bfloat16", "eager, channels last")
+    assert made_with.model == digest(copy.deepcopy(model).bfloat16()) != digest(model)
+    (certificate,) = certify(model, images, 0.5, plan=plan, dtype=torch.float64)
+    assert (certificate.made_with.dtype, certificate.made_with.execution) == ("float64", "eager")
+
+
+def test_compilation_is_asked_for_before_the_first_certificate(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    certificates = certify(network(), IMAGES, 0.5, plan=FixedBudget(n=20), compile=True)
+    assert certificates.made_with.execution == "compiled"
 
 
 def test_the_papers_budget_is_the_default():

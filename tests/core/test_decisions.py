@@ -128,3 +128,56 @@ def test_half_precision_has_room_to_round():
     assert decider.rounding < 0.1
     coarse = Logits(turn(0.02)).bfloat16()  # a few units in the last place of a bfloat16
     assert 0.01 < Decider.measured(coarse, COPIES.bfloat16(), 16).rounding < 0.1
+
+
+def by_place(x):
+    """The second half of a batch is moved by one unit in the last place, or so."""
+    return x + 1e-6 * (torch.arange(len(x)) >= 8)[:, None]
+
+
+def by_neighbours(x):
+    return x + 1e-6 * x.amax()
+
+
+@pytest.mark.parametrize(
+    ("change", "panel", "kept"),
+    [
+        (lambda x: x, 8, 8),
+        (lambda x: x, 24, 24),
+        (turn(1e-4), 24, 24),  # only the size of a batch matters
+        (by_place, 24, 1),
+        (by_place, 8, 8),
+        (by_neighbours, 24, 1),
+    ],
+    ids=["plain", "large", "size", "place", "place that is not there", "neighbours"],
+)
+def test_a_panel_in_which_something_else_moves_logits_is_given_up(change, panel, kept):
+    decider = Decider.measured(Logits(change), COPIES, 16, panel=panel)
+    assert decider.panel == kept
+
+
+def test_panels_have_one_size_and_zeros_fill_them():
+    seen = []
+    model = Logits(lambda x: (seen.append(x.clone()), x)[1])
+    decide = Decider(model, 16, 0.0, panel=8)
+    assert torch.equal(decide.again(COPIES[:11].flatten(1)), COPIES[:11].flatten(1).argmax(1))
+    assert [len(batch) for batch in seen] == [8, 8]
+    assert torch.equal(torch.cat(seen)[:11], COPIES[:11].flatten(1))
+    assert not torch.cat(seen)[11:].any()
+
+
+def test_a_quick_way_decides_first_and_the_model_in_case_of_doubt():
+    model = Logits()
+    decide = Decider(model, 3, 0.0, quick=lambda x: x.flip(1))
+    batch = torch.tensor([[0.0, 1.0, 4.0], [5.0, 2.0, 5.0]])
+    winners, close = decide.look(batch)
+    assert (winners.tolist(), close.tolist(), model.batches) == ([0, 0], [False, True], 0)
+    assert decide(batch).tolist() == [0, 0]
+    batch[1, 2] += 1e-6  # close, and the model says the third
+    assert decide(batch).tolist() == [0, 2]
+    assert model.batches == 2
+
+
+def test_the_rounding_includes_that_of_the_quick_way():
+    decider = Decider.measured(Logits(), COPIES, 16, quick=lambda x: x.flatten(1) + 1e-3)
+    assert decider.rounding == pytest.approx(1e-3, rel=0.01)
