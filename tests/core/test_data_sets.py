@@ -166,6 +166,10 @@ def test_damaged_cifar10(tmp_path):
     write_cifar_python(tmp_path, images=BYTES.astype(np.float32))
     with pytest.raises(InputError, match="expected rows of 8-bit numbers, got an array of f4"):
         open_data_set(f"cifar10:{tmp_path}")
+    rows = np.asfortranarray(BYTES.reshape(4, -1))
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": rows, b"labels": LABELS.tolist()}, protocol=2))
+    with pytest.raises(InputError, match="expected rows of 8-bit numbers"):
+        open_data_set(f"cifar10:{tmp_path}")
     write_cifar_binary(tmp_path, labels=LABELS + 1)
     with pytest.raises(InputError, match="expected labels from 0 to 9, got 1 to 10"):
         open_data_set(f"cifar10:{tmp_path}")
