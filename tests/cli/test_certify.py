@@ -19,7 +19,7 @@ from rs_plugins.core.results_files import read_results
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 MODELS = """
-import time, torch
+import os, time, torch
 from torch import nn
 def linear():
     return nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
@@ -30,7 +30,8 @@ class Slow(nn.Module):
         super().__init__()
         self.net = linear()
     def forward(self, x):
-        time.sleep(0.005)
+        if len(x) > 60 and os.path.exists("slow"):
+            time.sleep(0.5)
         return self.net(x)
 def broken():
     raise ValueError("no weights")
@@ -245,7 +246,8 @@ def test_ctrl_c(folder):
     ]
     # without weights each process would make another network
     (folder / "my_models.py").write_text(MODELS.replace("def linear():", "def linear():\n    torch.manual_seed(0)"))
-    words += ["--chunk", "16"]
+    words += ["--chunk", "128"]
+    (folder / "slow").touch()
     process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ)
     log = folder / "log.tsv"
     while not (log.exists() and log.read_bytes().count(b"\n") >= 3):  # the header and two images
@@ -257,6 +259,7 @@ def test_ctrl_c(folder):
     written = len(read_results(log))
     assert f"stopped; {written} images are in log.tsv; go on with the same command and --resume" in errors
     assert 2 <= written < 12
+    (folder / "slow").unlink()
     done = subprocess.run([*words, "--resume"], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert len(read_results(log)) == 12

@@ -6,7 +6,10 @@ import pytest
 
 from rs_plugins.cli.certify import _plan
 from rs_plugins.cli.plans import parse_plan
+from rs_plugins.core.plans.anytime import Anytime
+from rs_plugins.core.plans.at_radius import AtRadius
 from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.plans.on_grid import OnGrid
 from rs_plugins.errors import InputError
 
 
@@ -88,6 +91,9 @@ def test_plans_that_cannot_be(text, message):
 
 def test_plans_of_plugins_are_looked_up():
     assert _plan("fixed:n0=10,n=200,alpha=0.01") == FixedBudget(n0=10, n=200, alpha=0.01)
+    assert _plan("on-grid:radii=0/0.25/0.5") == OnGrid(radii=(0.0, 0.25, 0.5))
+    assert _plan("at-radius:r=0.5,n=2e4") == AtRadius(r=0.5, n=20_000)
+    assert _plan("anytime:fraction=0.9,seconds=10,runner_up=yes") == Anytime(fraction=0.9, seconds=10.0, runner_up=True)
     with pytest.raises(InputError, match=r"plan: expected one of .*fixed-budget.*, got 'bogus'"):
         _plan("bogus")
     with pytest.raises(InputError, match="n: expected at least 10, got 5"):
