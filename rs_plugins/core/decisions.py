@@ -27,6 +27,7 @@ class Decider:
         rounding: How far the batch is known to move a logit.
         panel: In batches of this size close decisions are taken again.
         quick: A faster way to compute the same logits up to rounding; None for the model itself.
+        careful: How panels of more than one are computed; None for the model itself.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class Decider:
         *,
         panel: int = 1,
         quick: Callable[[Tensor], Tensor] | None = None,
+        careful: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.rounding, self.panel = rounding, panel
-        self._model, self._classes, self._quick = model, classes, quick or model
+        self._model, self._classes = model, classes
+        self._quick, self._careful = quick or model, careful or model
 
     @classmethod
     def measured(
@@ -50,6 +53,7 @@ class Decider:
         *,
         panel: int = 1,
         quick: Callable[[Tensor], Tensor] | None = None,
+        careful: Callable[[Tensor], Tensor] | None = None,
     ) -> "Decider":
         """Return the decider of ``model``, its rounding measured on noisy ``copies`` (n, *input).
 
@@ -59,18 +63,18 @@ class Decider:
         Raises:
             ModelError: If logits depend on the batch by more than rounding, or are NaN for all copies.
         """
-        decider = cls(model, classes, 0.0, panel=panel, quick=quick)
+        decider = cls(model, classes, 0.0, panel=panel, quick=quick, careful=careful)
         with evaluating(model), torch.no_grad(), torch.autocast(copies.device.type, enabled=False):
             together = decider._logits(copies.clone(), decider._quick)
             few = decider._logits(copies[:5].clone(), decider._quick)
-            alone = decider._in_passes(copies, 1)
-            settled = alone if panel == 1 else decider._settle(copies, alone)
-        if bool(alone.isnan().any(dim=1).all()):
+            settled = decider._settled(copies)
+            single = settled if decider._looks_alone else decider._one_by_one(copies)
+        if bool(settled.isnan().any(dim=1).all()):
             raise ModelError("model: it returns NaN logits on every noisy copy; nothing it says can be certified")
-        moved = torch.cat([together - settled, few - settled[:5], alone - settled]).nan_to_num(0.0, 0.0, 0.0).abs()
+        moved = torch.cat([together - settled, few - settled[:5], single - settled]).nan_to_num(0.0, 0.0, 0.0).abs()
         decider.rounding = float(moved.max())
-        scale = float(alone.nan_to_num(0.0, 0.0, 0.0).abs().max())
-        if decider.rounding > max(2**-7, 16 * torch.finfo(alone.dtype).eps) * scale:
+        scale = float(settled.nan_to_num(0.0, 0.0, 0.0).abs().max())
+        if decider.rounding > max(2**-7, 16 * torch.finfo(settled.dtype).eps) * scale:
             raise ModelError(
                 f"model: the logits of an image change by {decider.rounding:.3g} with the batch it is in, or from call "
                 "to call; batch statistics or dropout that stay on in eval mode?"
@@ -96,7 +100,7 @@ class Decider:
         Nothing here waits for the device.
         """
         winners, close = self._winners(self._logits(batch, self._quick))
-        if len(batch) == self.panel == 1 and self._quick is self._model:
+        if len(batch) == 1 and self._looks_alone:
             close.zero_()
         return winners, close
 
@@ -104,26 +108,38 @@ class Decider:
         """Return the classes (n,) of close ``copies`` (n, *input), from batches that are the same for every caller."""
         return self._winners(self._in_passes(copies, self.panel))[0]
 
+    @property
+    def _looks_alone(self) -> bool:
+        """Whether the first look at a single image is already what counts in case of doubt."""
+        return self.panel == 1 and self._quick is self._model
+
+    def _one_by_one(self, copies: Tensor) -> Tensor:
+        return torch.cat([self._logits(copy.clone(), self._quick) for copy in copies.split(1)])
+
     def _in_passes(self, copies: Tensor, size: int) -> Tensor:
         """Return the logits of ``copies`` from batches of exactly ``size``; what is missing is filled with zeros."""
+        compute = self._model if size == 1 else self._careful
         parts = []
         for part in copies.split(size):
             batch = part.new_zeros(size, *part.shape[1:])
             batch[: len(part)] = part
-            parts.append(self._logits(batch, self._model)[: len(part)])
+            parts.append(self._logits(batch, compute)[: len(part)])
         return torch.cat(parts)
 
-    def _settle(self, copies: Tensor, alone: Tensor) -> Tensor:
-        """Return the logits of ``copies`` that count in case of doubt: a panel's, if it holds what it promises."""
+    def _settled(self, copies: Tensor) -> Tensor:
+        """Return the logits of ``copies`` that count in case of doubt; give up a panel that does not hold."""
+        if self.panel > 1 and not self._panel_holds(copies):
+            self.panel = 1
+        return self._in_passes(copies, self.panel)
+
+    def _panel_holds(self, copies: Tensor) -> bool:
+        """Return whether the same copy has the same logits, to the bit, in other places and with other neighbours."""
         rows = torch.arange(self.panel, device=copies.device) % len(copies)
-        full = self._logits(copies[rows], self._model)
-        moved = self._logits(copies[rows].roll(SHIFT, 0), self._model).roll(-SHIFT, 0)
+        full = self._in_passes(copies[rows], self.panel)
+        moved = self._in_passes(copies[rows].roll(SHIFT, 0), self.panel).roll(-SHIFT, 0)
         sparse = self._in_passes(copies[:1], self.panel)
         same = [(moved, full), (full[rows], full), (sparse, full[:1])]
-        if all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in same):
-            return self._in_passes(copies, self.panel)
-        self.panel = 1
-        return alone
+        return all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in same)
 
     def _logits(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         with check_unchanged(batch):

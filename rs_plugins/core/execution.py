@@ -7,6 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from itertools import chain
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,7 @@ class Runner(nn.Module):
         self.model = _converted(model, dtype, self._layout)
         self.device, own = device_and_dtype(self.model, device)
         self.dtype = dtype or own
-        self._compiled: list[Callable[[Tensor], Tensor]] = []  # in a list, so as not to be a part of this module
-        self._size = 0
+        self._compiled: list[Callable[[Tensor], Tensor]] = []
 
     @property
     def execution(self) -> str:
@@ -65,39 +65,38 @@ class Runner(nn.Module):
         """Return the logits of ``batch``, not compiled: what a decision is in case of doubt."""
         return self.model(self._enter(batch))  # type: ignore[no-any-return]
 
-    def quick(self, batch: Tensor) -> Tensor:
-        """Return the logits of ``batch`` the fast way: compiled if `compile_` was called."""
-        if not self._compiled:
-            return self(batch)  # type: ignore[no-any-return]
-        (compiled,) = self._compiled
-        return torch.cat([compiled(self._filled(part))[: len(part)] for part in self._enter(batch).split(self._size)])
-
-    def compile_(self, shape: torch.Size, size: int) -> None:
-        """Compile the model for passes of exactly ``size`` images of ``shape``; smaller ones are filled with zeros.
+    def compile_(self, shape: torch.Size, *sizes: int) -> None:
+        """Compile the model for passes of exactly so many images of ``shape``.
 
         Raises:
             MissingDependencyError: If there is no working C++ compiler.
             ModelError: If the model cannot be compiled.
         """
-        images = torch.zeros(size, *shape, device=self.device)
         try:
-            with warnings.catch_warnings(), evaluating(self), torch.inference_mode():
+            with warnings.catch_warnings(), evaluating(self), torch.autocast(self.device.type, enabled=False):
                 warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler uses what torch deprecates
-                with torch.autocast(self.device.type, enabled=False):
-                    compiled = torch.compile(self.model, dynamic=False)
-                    compiled(self._enter(images))
+                self._compiled = [torch.compile(_function_of_its_own(self.model), dynamic=False)]
+                for size in sizes:
+                    self.compiled(torch.zeros(size, *shape, device=self.device), size)
         except Exception as error:  # the compiler's own errors are of many kinds, and so are a model's
             raise _not_compiled(error) from error
-        self._compiled, self._size = [compiled], size
+
+    def compiled(self, batch: Tensor, size: int) -> Tensor:
+        """Return the logits of ``batch`` from the compiled model, in passes of ``size`` images filled with zeros."""
+        (run,) = self._compiled
+        # To the compiler, a tensor made in inference mode is of another kind, for which it would compile once more.
+        with torch.inference_mode(False), torch.no_grad():
+            parts = self._enter(batch).split(size)
+            return torch.cat([run(self._filled(part, size))[: len(part)] for part in parts])
 
     def _enter(self, batch: Tensor) -> Tensor:
         return batch.to(dtype=self.dtype, memory_format=self._layout)
 
-    def _filled(self, part: Tensor) -> Tensor:
-        """Return ``part`` with as many rows as the compiled model takes: another number would be compiled again."""
-        if len(part) == self._size:
+    def _filled(self, part: Tensor, size: int) -> Tensor:
+        """Return ``part`` with ``size`` rows: for another number the model would be compiled again."""
+        if len(part) == size:
             return part
-        full = part.new_zeros(self._size, *part.shape[1:]).to(memory_format=self._layout)
+        full = part.new_zeros(size, *part.shape[1:]).to(memory_format=self._layout)
         full[: len(part)] = part
         return full
 
@@ -128,6 +127,19 @@ def _converted(model: nn.Module, dtype: torch.dtype | None, layout: torch.memory
         raise ModelError(f"model: dtype and channels_last need a copy of it, which failed ({reason})") from error
     twin = twin if dtype is None else twin.to(dtype=dtype)
     return twin if layout == torch.preserve_format else twin.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def _function_of_its_own(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return ``model`` as a function with a code object of its own.
+
+    torch compiles one code object for a handful of cases and then falls back to no compilation; that of a module's call
+    would be shared by all models of the process.
+    """
+
+    def run(batch: Tensor) -> Tensor:
+        return model(batch)  # type: ignore[no-any-return]
+
+    return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
 
 
 def _not_compiled(error: Exception) -> Exception:

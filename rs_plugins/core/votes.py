@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -95,9 +96,7 @@ class Poll:
         if len(images):
             self.chunk = default_chunk(images[0], self.device) if chunk is None else self.chunk
             self.classes = probe(self.runner, images[:1].to(self.device, self.dtype), classes)
-            if compile:
-                self.runner.compile_(images.shape[1:], self.chunk)
-            self.decide = self._measure_rounding()
+            self.decide = self._measure_rounding(compile)
 
     def votes(self, n: int) -> Counts:
         """Return how many of ``n`` noisy copies of each image voted for each class, (images, classes).
@@ -143,12 +142,16 @@ class Poll:
         with evaluating(self.runner), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             yield
 
-    def _measure_rounding(self) -> Decider:
+    def _measure_rounding(self, compile: bool) -> Decider:  # noqa: A002
         source = stream(self.seed, "rounding", device=self.device)
         image = self.images[0].to(self.device, self.exact)
         copies = image + self.noise.draw_(image.new_empty(PROBES, *image.shape), source)
-        panel = self._panel()
-        return Decider.measured(self.runner, copies, self.classes, panel=panel, quick=self.runner.quick)
+        panel, runner = self._panel(), self.runner
+        if not compile:
+            return Decider.measured(runner, copies, self.classes, panel=panel)
+        runner.compile_(image.shape, self.chunk, *[panel] * (panel > 1))
+        quick, careful = (partial(runner.compiled, size=size) for size in (self.chunk, panel))
+        return Decider.measured(runner, copies, self.classes, panel=panel, quick=quick, careful=careful)
 
     def _panel(self) -> int:
         """Return the size of the batches in which close decisions are taken again: 1 where few are close."""
@@ -317,7 +320,7 @@ class _Pass(Generic[R]):
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return ``tensor`` on ``device``; the host does not wait until it is there."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _fetch(tally: Tensor, close: Tensor) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:

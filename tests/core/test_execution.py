@@ -95,19 +95,22 @@ def test_the_compiled_model_sees_batches_of_one_size_only(monkeypatch, channels_
 
     monkeypatch.setattr(torch, "compile", compiled)
     runner = Runner(network(), channels_last=channels_last)
-    runner.compile_(IMAGES.shape[1:], 4)
+    runner.compile_(IMAGES.shape[1:], 4, 3)
     for n in (1, 4, 11):
         images = torch.rand(n, *IMAGES.shape[1:], generator=torch.Generator().manual_seed(n))
-        assert torch.allclose(runner.quick(images), runner(images), atol=1e-6)
-    assert seen == [(torch.float32, channels_last, 4)] * (1 + 1 + 1 + 3)
+        assert torch.allclose(runner.compiled(images, 4), runner(images), atol=1e-6)
+    sizes = [4, 3] + [4] * (1 + 1 + 3)
+    assert seen == [(torch.float32, channels_last, size) for size in sizes]
 
 
-def test_votes_of_a_compiled_model_are_those_of_the_model(monkeypatch):
+@pytest.mark.parametrize(("dtype", "sizes"), [(None, {32}), (torch.bfloat16, {32, 16})], ids=str)
+def test_votes_of_a_compiled_model_are_those_of_the_model(monkeypatch, dtype, sizes):
+    """Those of half precision that are close are compiled too, for panels."""
     seen = []
     monkeypatch.setattr(torch, "compile", lambda model, **_: Watching(model, seen))
-    expected = Poll(network(), IMAGES, 0.5, chunk=32).votes(100)
-    assert Poll(network(), IMAGES, 0.5, chunk=32, compile=True).votes(100).tolist() == expected.tolist()
-    assert {size for _, _, size in seen} == {32}
+    expected = Poll(network(), IMAGES, 0.5, chunk=32, dtype=dtype).votes(100)
+    assert Poll(network(), IMAGES, 0.5, chunk=32, dtype=dtype, compile=True).votes(100).tolist() == expected.tolist()
+    assert {size for _, _, size in seen} == sizes
     assert len(seen) >= 10  # 300 votes
 
 
@@ -147,6 +150,22 @@ def test_torch_compiles_models(dtype):
     poll = Poll(network_without_draws(), IMAGES, 0.5, compile=True, **options)
     assert poll.votes(100).tolist() == Poll(network_without_draws(), IMAGES, 0.5, **options).votes(100).tolist()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+def test_torch_compiles_as_many_models_as_there_are_and_each_once_for_each_size():
+    from torch._dynamo.testing import CompileCounter  # takes seconds
+
+    counted = CompileCounter()
+    compile_ = torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda model, **options: compile_(model, backend=counted, **options))
+        for width in range(2, 12):  # torch gives up after eight cases of one piece of code
+            model = nn.Sequential(nn.Flatten(), nn.Linear(60, width))
+            Poll(model, IMAGES, 0.5, chunk=24, compile=True).votes(100)
+        assert counted.frame_count == 10
+        Poll(network_without_draws(), IMAGES, 0.5, chunk=24, compile=True, dtype=torch.bfloat16).votes(100)
+    assert counted.frame_count == 12
 
 
 def network_without_draws():
