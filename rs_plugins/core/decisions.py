@@ -90,19 +90,17 @@ class Decider:
             ModelError: If the model does not return logits (n, classes), or changes its input.
         """
         winners, close = self.look(batch)
-        if bool(close.any()):
+        if close is not None and bool(close.any()):
             winners[close] = self.again(batch[close])
         return winners
 
-    def look(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the classes as above, (n,), and which of them `again` has to decide, (n,) booleans.
+    def look(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the classes as above, (n,), and which of them `again` has to decide: (n,) booleans, or None for none.
 
-        Nothing here waits for the device.
+        Nothing here waits for a GPU.
         """
         winners, close = self._winners(self._logits(batch, self._quick))
-        if len(batch) == 1 and self._looks_alone:
-            close.zero_()
-        return winners, close
+        return winners, None if self._looks_alone and len(batch) == 1 else close
 
     def again(self, copies: Tensor) -> Tensor:
         """Return the classes (n,) of close ``copies`` (n, *input), from batches that are the same for every caller."""
@@ -145,13 +143,21 @@ class Decider:
         with check_unchanged(batch):
             return check_logits(compute(batch), len(batch), self._classes)
 
-    def _winners(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the class of each row of ``logits``, and where it leads by less than rounding could change."""
+    def _winners(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the class of each row of ``logits``, and where it leads by less than rounding could change.
+
+        None stands for nowhere, where that can be told at a glance: on a CPU each small operation counts.
+        """
         relative = min(2**10 * torch.finfo(logits.dtype).eps, 2**-7)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         best, second = logits.topk(2, dim=1).values.unbind(1)  # NaN counts as largest
+        lead, winners = best - second, logits.argmax(dim=1)
+        if logits.is_cpu:
+            low, high = logits.aminmax()
+            if float(lead.min()) > max(relative * max(float(high), -float(low)), MARGIN * self.rounding):
+                return winners, None  # with NaN or infinity about, this comparison is false
         invalid = best.isnan()
         scale = torch.maximum(best.abs(), logits.amin(dim=1).abs())
         scale = torch.where(scale.isinf(), best.abs(), scale)  # -inf is how some models say "never"
-        close = ~(best - second > torch.clamp(relative * scale, min=MARGIN * self.rounding)) & ~invalid
-        return logits.argmax(dim=1).masked_fill(invalid, self._classes), close
+        close = ~(lead > torch.clamp(relative * scale, min=MARGIN * self.rounding)) & ~invalid
+        return winners.masked_fill(invalid, self._classes), close

@@ -65,24 +65,26 @@ class Job(Generic[R]):
         self.unfilled = self._uncounted = 0  # votes of the running request that are in no pass yet, not counted yet
         self.ballot: Ballot[R] | None = None
         self._image, self._procedure, self._noise, self._source = image, procedure(self), noise, source
-        self._rest = image.new_empty(0)  # what is left of a block that two passes share
+        self._rest = image[:0]  # what is left of a block that two passes share
         self._tally = np.zeros(classes + 1, dtype=np.int64)
         self._advance(lambda: next(self._procedure))
 
     def fill(self, out: Tensor) -> None:
-        """Write the image plus its next ``len(out)`` noise draws into ``out`` (k, *input), blocks straight into it."""
-        self.unfilled -= len(out)
-        missing = out
-        while len(missing):
-            if not len(self._rest) and len(missing) < BLOCK:
-                self._rest = self._noise.draw_(out.new_empty(BLOCK, *out.shape[1:]), self._source)
-            take = min(len(self._rest), len(missing)) or BLOCK
-            if len(self._rest):
-                missing[:take] = self._rest[:take]
-                self._rest = self._rest[take:] if take < len(self._rest) else out.new_empty(0)
-            else:
-                self._noise.draw_(missing[:take], self._source)
-            missing = missing[take:]
+        """Write the image plus its next draws of noise into ``out`` (k, *input), whole blocks straight into it."""
+        n, rest = out.shape[0], self._rest.shape[0]
+        self.unfilled -= n
+        begun = min(rest, n)
+        if begun:
+            out[:begun] = self._rest[:begun]
+            self._rest = self._rest[begun:] if begun < rest else self._image[:0]
+        whole = begun + (n - begun) // BLOCK * BLOCK
+        if whole > begun:
+            for block in out[begun:whole].split(BLOCK):
+                self._noise.draw_(block, self._source)
+        if whole < n:
+            block = self._noise.draw_(out.new_empty(BLOCK, *out.shape[1:]), self._source)
+            out[whole:] = block[: n - whole]
+            self._rest = block[n - whole :]
         out.add_(self._image)
 
     def count(self, votes: Counts, seconds: float) -> None:

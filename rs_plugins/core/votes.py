@@ -263,13 +263,14 @@ class _Count(Generic[R]):
         else:
             self._open -= 1  # it holds no noise any more
 
-    def _send(self, segments: list[tuple[Job[R], int]], winners: Tensor, batch: Tensor, close: Tensor) -> None:
+    def _send(self, segments: list[tuple[Job[R], int]], winners: Tensor, batch: Tensor, close: Tensor | None) -> None:
         """Count the ``winners`` (n,) of each segment on the device, the ``close`` ones (n,) in their own column."""
         width = self._poll.classes + 2
-        bins = winners.masked_fill(close, width - 1)
+        bins = winners if close is None else winners.masked_fill(close, width - 1)
         if len(segments) > 1:
             rows = torch.arange(len(segments)).repeat_interleave(torch.tensor([size for _, size in segments]))
-            bins += _to_device(rows * width, bins.device)
+            bins = bins + _to_device(rows * width, bins.device)
+        # Not bincount, which waits for a GPU.
         tally = bins.new_zeros(len(segments) * width).scatter_add_(0, bins, torch.ones_like(bins))
         self._flying.append(_Pass(self._launched, segments, batch, *_fetch(tally, close)))
 
@@ -282,11 +283,11 @@ class _Count(Generic[R]):
         if landing.event is not None:
             landing.event.synchronize()
         now = time.perf_counter()
-        pace, self._clock = (now - self._clock) / len(landing.batch), now
+        pace, self._clock = (now - self._clock) / landing.batch.shape[0], now
         tally = landing.tally.view(len(landing.segments), -1).numpy()
         for (job, size), row in zip(landing.segments, tally, strict=True):
             job.count(row[:-1], size * pace)
-        if tally[:, -1].any():
+        if landing.close is not None and tally[:, -1].any():
             copies = landing.batch[_to_device(landing.close.nonzero().flatten(), landing.batch.device)]
             owners = [job for (job, _), row in zip(landing.segments, tally, strict=True) for _ in range(row[-1])]
             self._docket += zip(owners, copies.split(1), strict=True)
@@ -303,7 +304,7 @@ class _Count(Generic[R]):
             chosen, self._docket = self._docket[:panel], self._docket[panel:]
             copies = torch.cat([copy for _, copy in chosen])
             winners = self._poll.decide.again(copies)
-            self._send([(job, 1) for job, _ in chosen], winners, copies, torch.zeros_like(winners, dtype=torch.bool))
+            self._send([(job, 1) for job, _ in chosen], winners, copies, None)
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ class _Pass(Generic[R]):
     segments: list[tuple[Job[R], int]]
     batch: Tensor
     tally: Tensor
-    close: Tensor
+    close: Tensor | None
     event: torch.cuda.Event | None
 
 
@@ -323,14 +324,19 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _fetch(tally: Tensor, close: Tensor) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
+def _fetch(tally: Tensor, close: Tensor | None) -> tuple[Tensor, Tensor | None, torch.cuda.Event | None]:
     """Return both in host memory, and the event after which they are there; the host does not wait for it."""
     if tally.device.type != "cuda":
-        return tally.cpu(), close.cpu(), None
-    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in (tally, close)]
+        return tally.cpu(), None if close is None else close.cpu(), None
+    counts, mask = _pinned(tally), None if close is None else _pinned(close)
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(tally.device))
-    return copies[0], copies[1], event
+    return counts, mask, event
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def _keep_freed_memory() -> None:

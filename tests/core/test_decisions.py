@@ -178,6 +178,14 @@ def test_a_quick_way_decides_first_and_the_model_in_case_of_doubt():
     assert model.batches == 2
 
 
+def test_a_glance_is_enough_where_nothing_can_be_close():
+    decide = Decider(Logits(), 3, 1e-3)
+    assert decide.look(torch.tensor([[8.0, 4.0, 1.0], [0.0, 0.02, -9.0]]))[1] is None  # 16 times the rounding is .016
+    assert decide.look(torch.tensor([[8.0, 4.0, 1.0], [0.0, 0.01, -9.0]]))[1].tolist() == [False, True]
+    assert decide.look(torch.tensor([[8.0, 4.0, 1.0], [math.nan, 0.01, -9.0]]))[1].tolist() == [False, False]
+    assert decide.look(torch.tensor([[8.0, 4.0, 1.0], [-math.inf, 0.0, 9.0]]))[1].tolist() == [False, False]
+
+
 def test_the_rounding_includes_that_of_the_quick_way():
     decider = Decider.measured(Logits(), COPIES, 16, quick=lambda x: x.flatten(1) + 1e-3)
     assert decider.rounding == pytest.approx(1e-3, rel=0.01)
