@@ -33,13 +33,14 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from rs_plugins import FixedBudget, certify
+from rs_plugins.core.chunks import default_chunk
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.votes import Poll
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("RS_PLUGINS_DATA", HERE.parents[1] / "shared" / "data"))
 SIGMA, N0, IMAGES = 0.25, 100, 4
-FULL_WORK = 10_000 * 100_100  # votes of the papers' tables: what the trial of chunk sizes is for
+FULL_WORK = 10_000 * 100_100  # votes of a table in the papers: long enough for the trial of chunk sizes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Pass = Callable[[Tensor], Tensor]
@@ -238,11 +239,11 @@ def own_chunk(model: nn.Module, images: Tensor, setting: Setting) -> tuple[int, 
     dtype = None if setting.dtype == "float32" else DTYPES[setting.dtype]
     poll = Poll(model, images, SIGMA, dtype=dtype, channels_last=setting.channels_last)
     started = time.perf_counter()
-    next(poll.run(lambda _: iter_once(), most=FULL_WORK))
+    next(poll.run(lambda _: one_vote(), most=FULL_WORK))
     return poll.chunk, time.perf_counter() - started
 
 
-def iter_once() -> Any:
+def one_vote() -> Any:
     """A procedure that asks for one vote."""
     yield 1
 
@@ -258,7 +259,7 @@ def measure(
     started = clock()
     rough = floor(forward, images[:1], 512, sizes[1]) / (clock() - started)
     if setting.compile:
-        batch = chunk = own_default(images)
+        batch = chunk = default_chunk(images[0], images.device)  # compiled for one size
     else:
         batch = best_batch(lambda size: floor(forward, images[:1], ceil(rough / 2), size), sizes, clock)
     click.echo(f"{name} ({setting}): floor {batch} a batch; ours {chunk} a batch, found in {trial:.1f} s")
@@ -271,13 +272,6 @@ def measure(
         peers = peer_methods(model, images, n, ceil(rough), sizes, clock)
         methods |= peers
     yield from rows_of(name, setting, methods, clock, repeats)
-
-
-def own_default(images: Tensor) -> int:
-    """Return the library's chunk where it makes no trial."""
-    from rs_plugins.core.chunks import default_chunk
-
-    return default_chunk(images[0], images.device)
 
 
 def peer_methods(
