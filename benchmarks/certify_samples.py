@@ -183,8 +183,9 @@ def plot(curves: dict[str, list[Row]], path: Path) -> None:
     """Draw how many times fewer votes each plan takes against the largest loss at any radius."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="largest loss of certified accuracy at any radius, points", yscale="log")
+    axes.set_xlim(0, 4)
     axes.set_ylabel("times fewer votes than FixedBudget")
     axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
     for name, rows in curves.items():
@@ -192,7 +193,7 @@ def plot(curves: dict[str, list[Row]], path: Path) -> None:
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
     axes.set_title("What a little certified accuracy buys")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=130)
 
 
