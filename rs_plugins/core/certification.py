@@ -135,7 +135,8 @@ def certify(
     """Certify the smoothed version of ``model`` at each image (Cohen et al. 2019).
 
     All checks are made before this function returns; the certificates are computed as the iterator is consumed, in the
-    order of the images, so that each can be written down before the next is begun.
+    order of the images. Batches are filled with noisy copies of several images, so when one is ready, others are on
+    their way.
 
     Args:
         model: The base classifier: a module, (n, *input) in pixels to logits (n, classes), normalisation inside; or a
@@ -156,8 +157,8 @@ def certify(
         channels_last: Whether to run a copy with the channels last in memory, on images (channels, height, width):
             often much faster.
         compile: Whether to run the model through torch.compile; takes a while before the first vote.
-        watch: Called with the certificates that an image would get if sampling stopped now, by plans that have them
-            (`Anytime`); if it returns True, sampling of that image stops.
+        watch: Called, while an image is sampled, with the certificate that it would get if sampling stopped now; if it
+            returns True, it stops. For plans that can stop at any look: `Anytime`, `OnGrid`, `AtRadius`.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -182,6 +183,7 @@ def certify(
         compile=compile,
     )
     plan.check(poll.noise)
+    _check_watch(watch, plan)
     return Certificates(lambda: _provenance(poll, plan), _certificates(poll, plan, watch, progress))
 
 
@@ -190,6 +192,13 @@ def _check_plan(plan: Plan) -> Plan:
     if isinstance(plan, type) or not all(hasattr(plan, name) for name in wanted):
         raise InputError(f"plan: expected a plan such as FixedBudget(n=1000), got {plan!r}")
     return plan
+
+
+def _check_watch(watch: object, plan: Plan) -> None:
+    if watch is not None and not callable(watch):
+        raise InputError(f"watch: expected a function of a certificate, got {watch!r}")
+    if watch is not None and not getattr(plan, "interim", False):
+        raise InputError(f"watch: {type(plan).__name__} has no certificate before its end; use Anytime or OnGrid")
 
 
 def _certificates(

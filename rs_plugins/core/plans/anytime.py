@@ -1,6 +1,7 @@
 """A radius that is valid whenever one stops, by the betting confidence sequence."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class Anytime:
         InputError: If a value is outside its range.
     """
 
+    interim: ClassVar[bool] = True
     n0: int = 100
     n: int = 100_000
     seconds: float | None = None

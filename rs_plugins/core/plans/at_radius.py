@@ -1,6 +1,7 @@
 """Is the prediction certified at one radius? Votes only until the answer is known."""
 
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from rs_plugins.core.checks import check_nonnegative
 from rs_plugins.core.noise import Noise
@@ -28,6 +29,7 @@ class AtRadius:
         InputError: If a value is outside its range.
     """
 
+    interim: ClassVar[bool] = True
     r: float
     n0: int = 100
     n: int = 100_000

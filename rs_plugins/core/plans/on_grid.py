@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class OnGrid:
     the grid, the smallest such one is certified with probability at most ``alpha``, and no larger one without it: the
     tests need no correction for being many.
 
+    The certificate's radius is one of the grid; an abstention says that not even the smallest is certified.
+
     Args:
         radii: Radii in pixels, >= 0, increasing. Radius 0 says whether the class is certified at all. They are taken as
             decimals: 0.30000000000000004 out of a floating-point grid means 0.3.
@@ -41,6 +44,7 @@ class OnGrid:
         InputError: If a value is outside its range.
     """
 
+    interim: ClassVar[bool] = True
     radii: tuple[float, ...]
     n0: int = 100
     n: int = 100_000
@@ -95,23 +99,25 @@ class OnGrid:
         tests = self.tests(case.noise)
         selection = yield self.n0
         guess = int(np.argmax(selection))  # the lowest of equals
-        state = _Undecided(tests)
+        needed, state = self.reachable(case.noise), _Undecided(tests)
         count, n = 0, 0
         for look, votes in enumerate(schedule(self.n)):
             estimation = yield votes - n
             count, n = count + int(estimation[guess]), votes
-            if not state.after(look, count):
+            undecided = state.after(look, count)
+            certified = state.certified
+            verdict = Verdict(
+                prediction=guess if certified else ABSTAIN,
+                radius=self.radii[certified - 1] if certified else 0.0,
+                guess=guess,
+                count=count,
+                n=n,
+                n0=self.n0,
+                p_lower=needed[certified - 1] if certified else 0.0,
+            )
+            if case.report(verdict) or not undecided:  # to stop early only certifies less
                 break
-        certified = state.certified
-        return Verdict(
-            prediction=guess if certified else ABSTAIN,
-            radius=self.radii[certified - 1] if certified else 0.0,
-            guess=guess,
-            count=count,
-            n=n,
-            n0=self.n0,
-            p_lower=self.reachable(case.noise)[certified - 1] if certified else 0.0,
-        )
+        return verdict
 
 
 class _Undecided:

@@ -46,7 +46,8 @@ class Case:
         noise: The noise, which turns probabilities into radii and back.
         draw: A uniform draw from (0, 1], made before the first vote from a stream of its own.
         seconds: Returns the image's share of the wall-clock time so far.
-        report: To be called with a verdict that holds if sampling stops now; True asks the plan to stop.
+        report: To be called with a verdict that holds if sampling stops now; True asks the plan to stop. Plans that do
+            so have an attribute ``interim`` that is True.
     """
 
     noise: Noise

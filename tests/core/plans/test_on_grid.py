@@ -264,3 +264,25 @@ def test_noise_that_cannot_be_inverted_is_refused():
         InputError, match=r"family: expected noise with probability\(radius\) for this plan, got one-way"
     ):
         certify(HalfSpace(), torch.zeros(1, 3), 0.25, plan=OnGrid(CIFAR), family=lambda sigma: OneWay())
+
+
+def test_stopping_early_keeps_what_is_certified():
+    image, seen = torch.full((1, 3), 1.0), []
+
+    def watch(certificate):
+        seen.append(certificate)
+        return certificate.radius == 0.2
+
+    (whole,) = certify(HalfSpace(), image, 0.25, plan=OnGrid((0.0, 0.1, 0.2, 0.4)))
+    (stopped,) = certify(HalfSpace(), image, 0.25, plan=OnGrid((0.0, 0.1, 0.2, 0.4)), watch=watch)
+    assert (whole.radius, stopped.radius) == (0.4, 0.2)
+    assert stopped.n < whole.n
+    assert [c.n for c in seen] == sorted({c.n for c in seen})
+    assert stopped == seen[-1]
+
+
+def test_watch_needs_a_function_and_a_plan_that_can_stop():
+    with pytest.raises(InputError, match="watch: expected a function of a certificate, got 5"):
+        certify(HalfSpace(), torch.zeros(1, 3), 0.25, plan=AtRadius(0.1), watch=5)
+    with pytest.raises(InputError, match="watch: FixedBudget has no certificate before its end; use Anytime or OnGrid"):
+        certify(HalfSpace(), torch.zeros(1, 3), 0.25, plan=FixedBudget(n=100), watch=print)
