@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import norm
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_python_of_the_readme_runs(capsys):
@@ -31,6 +32,12 @@ def test_the_python_of_the_readme_runs(capsys):
     assert sum(map(str.__eq__, certified, map(str, names["y_test"]))) > 10
     assert (names["linear_predictions"] == names["y_test"]).sum() > 10
     assert names["linear_radii"].max() > 0.2
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) > 3
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize(("n", "radius"), [(1000, 0.62), (100_000, 0.95)])

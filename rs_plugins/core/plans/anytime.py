@@ -17,19 +17,19 @@ FIRST, GROWTH = 64, 1.1  # the first look, and the relative distance between loo
 
 @dataclass(frozen=True)
 class Anytime:
-    """A radius at all times: sampling may stop whenever one likes, for whatever reason, and the certificate holds.
+    """A certificate that holds whenever sampling stops, for whatever reason.
 
-    The bounds of the betting confidence sequence hold at all looks at once; selection votes are never used again. It
-    stops after ``n`` votes or ``seconds``, when the radius is within ``fraction`` of what is attainable, when nothing
-    can be certified any more, or when `certify`'s ``watch`` says so.
+    The bounds of the betting confidence sequence hold at all looks at once. Sampling stops after ``n`` votes or
+    ``seconds``, when the radius is near what is attainable, when nothing can be certified any more, or when `certify`'s
+    ``watch`` says so.
 
     Args:
         n0: Selection votes, >= 1.
         n: The most estimation votes.
         seconds: The most time for an image: its share of the time of the batches it takes part in. With this the number
             of votes, and so the certificate, depends on the machine's speed. None sets no limit.
-        fraction: Stop when the radius reaches this share, in (0, 1], of the largest that the votes so far, and as many
-            more as ``n`` allows, leave possible. 1 goes on to the end.
+        fraction: Stop when the radius reaches this share, in (0, 1], of the radius that would come out if all votes
+            that are left went to the class, or of what the upper end of the sequence allows. 1 goes on to the end.
         alpha: Failure probability of each certificate, over all times at once, in (0, 1).
         runner_up: Bound the other classes too, each side at alpha/2, as in `FixedBudget`.
 

@@ -14,15 +14,16 @@ from rs_plugins.core.votes import Procedure
 class AtRadius:
     """Whether the prediction is certified at radius ``r``: `OnGrid` with a single radius.
 
-    The certificate has radius ``r`` or is an abstention.
+    The certificate has radius ``r`` or is an abstention, which here means "not certified at ``r``".
 
     Args:
         r: The radius in pixels, >= 0.
         n0: Selection votes, >= 1.
         n: The most estimation votes.
         alpha: Failure probability of each certificate, in (0, 1).
-        slack: Images whose true radius is less than about ``slack``·sigma above ``r`` may be given up.
-        beta: Which share of the images ``slack`` above may be given up before the last look, in (0, 1).
+        slack: How much it may miss: an image whose true radius is less than about ``slack``·sigma above ``r`` may be
+            given up. Larger values take fewer votes and certify fewer images, with the same guarantee.
+        beta: The share of images at ``slack``·sigma above ``r`` that may be given up early, in (0, 1).
         test: "exact" or "betting", as in `OnGrid`.
 
     Raises:

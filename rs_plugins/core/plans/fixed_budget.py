@@ -28,8 +28,9 @@ class FixedBudget:
         runner_up: Bound the other classes too, each side at alpha/2, in place of taking all the rest for one class. An
             image whose top class is below 1/2 can then be certified; where there is one rival only, radii shrink a
             little.
-        randomised: Use the randomised Clopper-Pearson bound, slightly larger where almost all votes agree. It depends
-            on one draw more, made before the votes and recorded.
+        randomised: Use the randomised Clopper-Pearson bound, which is never smaller. It depends on one draw more, made
+            before the votes and recorded. Where all votes agree it is almost 1 with probability ``alpha``, and the
+            radius then about 8·sigma: valid, but nothing to put into a table.
 
     Raises:
         InputError: If a value is outside its range.

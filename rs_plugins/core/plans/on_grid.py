@@ -1,5 +1,6 @@
 """The largest radius of a grid that is certified, with no more votes than this question needs."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +13,7 @@ from rs_plugins.core.noise import Noise, NoiseAtRadius
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict
 from rs_plugins.core.sequential_test import Boundary, betting_boundary, exact_boundary, schedule
 from rs_plugins.core.votes import Procedure
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsWarning
 
 DECIMALS = 12
 BOUNDARIES: dict[str, Callable[..., Boundary]] = {"exact": exact_boundary, "betting": betting_boundary}
@@ -35,9 +36,10 @@ class OnGrid:
         n0: Selection votes, >= 1.
         n: The most estimation votes. A radius that ``n`` votes cannot certify even if all agree is never certified.
         alpha: Failure probability of each certificate, in (0, 1).
-        slack: What saves most votes: images whose true radius is less than about ``slack``·sigma above a radius may be
-            given up there. 0 keeps all that ``n`` votes can tell apart.
-        beta: Which share of the images ``slack`` above may be given up before the last look, in (0, 1).
+        slack: How much the tests may miss: an image whose true radius is less than about ``slack``·sigma above a radius
+            may be given up there, as not certified. Larger values take fewer votes and certify fewer images, with the
+            same guarantee. Below what ``n`` votes can tell apart (0.01 to 0.1 for 100,000) it changes nothing.
+        beta: The share of images at ``slack``·sigma above a radius that may be given up early, in (0, 1).
         test: "exact", computed from all paths of votes, or "betting", read off the betting confidence sequence.
 
     Raises:
@@ -74,12 +76,21 @@ class OnGrid:
         return self.n0 + self.n
 
     def check(self, noise: Noise) -> None:
-        """Raise `InputError` if ``noise`` cannot say which probability a radius takes, or no radius is in reach."""
-        if not self.reachable(noise):
-            raise InputError(
-                f"n: expected enough votes to certify radius {self.radii[0]} pixels with sigma = {noise.sigma}, got "
-                f"{self.n}: even if all agree they prove no more than a probability of {self.alpha ** (1 / self.n):.6g}"
-            )
+        """Raise `InputError` if ``noise`` cannot say which probability a radius takes, or no radius is in reach.
+
+        Warns of radii out of reach, which are then never certified.
+        """
+        within = len(self.reachable(noise))
+        if within == len(self.radii):
+            return
+        most = max(noise.radius(max(0.5, self.alpha ** (1 / self.n))), 0.0)
+        reason = (
+            f"even if all agree, n = {self.n} votes at sigma = {noise.sigma} prove no radius above {most:.4g} pixels"
+        )
+        if not within:
+            raise InputError(f"radii: expected one that can be certified, got {self.radii[0]:g}: {reason}")
+        out = ", ".join(f"{radius:g}" for radius in self.radii[within:])
+        warnings.warn(f"radii: {out} will never be certified: {reason}", RSPluginsWarning, stacklevel=4)
 
     def reachable(self, noise: Noise) -> tuple[float, ...]:
         """Return the probability that each radius takes, for those that ``n`` votes can certify if all agree."""

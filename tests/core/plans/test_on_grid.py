@@ -11,7 +11,7 @@ from torch import nn
 
 from rs_plugins import AtRadius, FixedBudget, GaussianNoise, OnGrid, certify
 from rs_plugins.core.plans.protocol import ABSTAIN, Case
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsWarning
 
 CIFAR = (0.0, 0.25, 0.5, 0.75)  # at sigma 0.25
 MNIST = tuple(0.25 * j for j in range(16))  # at sigma 1
@@ -153,8 +153,11 @@ def test_radii_out_of_reach_are_never_certified_and_cost_nothing():
     looks = [32] * 62
     assert verdict_on(near, noise, looks).radius == verdict_on(far, noise, looks).radius == 0.5
     assert verdict_on(near, noise, looks).n == verdict_on(far, noise, looks).n < 2000
-    with pytest.raises(InputError, match=r"n: expected enough votes to certify radius 0.75 pixels with sigma = 0.25"):
+    reason = "even if all agree, n = 2000 votes at sigma = 0.25 prove no radius above 0.6755 pixels"
+    with pytest.raises(InputError, match=f"radii: expected one that can be certified, got 0.75: {reason}"):
         AtRadius(0.75, n=2000).check(noise)
+    with pytest.warns(RSPluginsWarning, match=f"radii: 2, 9 will never be certified: {reason}"):
+        far.check(noise)
     assert OnGrid(CIFAR, n=6000).reachable(noise)[3] == noise.probability(0.75)
 
 
