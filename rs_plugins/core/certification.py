@@ -13,7 +13,7 @@ import rs_plugins
 from rs_plugins.core.black_box import Predict, as_base_classifier
 from rs_plugins.core.checks import check_probability
 from rs_plugins.core.confidence import majority_p_value
-from rs_plugins.core.models import digest
+from rs_plugins.core.models import UnseenModule, digest
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Plan, Verdict
@@ -168,8 +168,11 @@ def certify(
         MissingDependencyError: If ``compile`` needs a C++ compiler that is not there.
     """
     plan = FixedBudget() if plan is None else _check_plan(plan)
+    classifier = as_base_classifier(model, classes)
+    if isinstance(classifier, UnseenModule) and (dtype is not None or channels_last or compile):
+        raise InputError("dtype, channels_last, compile: only for torch modules; a function is called as it is")
     poll = Poll(
-        as_base_classifier(model, classes),
+        classifier,
         images,
         sigma,
         family=family,

@@ -272,3 +272,9 @@ def test_majority_is_predict():
     assert majority(votes, alpha=0.5).tolist() == [0, 0, 2, -1, 1, 1]
     with pytest.raises(InputError, match="alpha: expected"):
         majority(votes, alpha=0)
+
+
+@pytest.mark.parametrize("option", [{"dtype": torch.bfloat16}, {"channels_last": True}, {"compile": True}], ids=str)
+def test_a_function_is_called_as_it_is(option):
+    with pytest.raises(InputError, match="dtype, channels_last, compile: only for torch modules"):
+        certify(lambda batch: batch[:, 0], IMAGES, 0.5, classes=2, **option)
