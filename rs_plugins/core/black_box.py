@@ -53,7 +53,7 @@ class BlackBox(UnseenModule):
         super().__init__()
         if not callable(predict) or isinstance(predict, type | nn.Module):
             raise InputError(f"predict: expected a function of a NumPy batch, got {_kind(predict)}")
-        values = None if labels is None else [_plain(label) for label in labels]
+        self.labels = values = None if labels is None else [_plain(label) for label in labels]
         self.predict = predict
         self.classes = _number_of_classes(classes, values)
         self.name = _qualified_name(predict) if name is None else _check_name(name)
@@ -74,7 +74,8 @@ class BlackBox(UnseenModule):
 
     def extra_repr(self) -> str:
         """Return the settings for `repr`."""
-        return f"{self.name}, classes={self.classes}"
+        labels = "" if self.labels is None else f", labels={self.labels}"
+        return f"{self.name}, classes={self.classes}{labels}"
 
     def _ask(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Return what ``predict`` answers to ``batch``, as an array of as many rows."""

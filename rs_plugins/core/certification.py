@@ -13,7 +13,8 @@ import rs_plugins
 from rs_plugins.core.black_box import Predict, as_base_classifier
 from rs_plugins.core.checks import check_probability
 from rs_plugins.core.confidence import majority_p_value
-from rs_plugins.core.models import UnseenModule, digest
+from rs_plugins.core.identity import identity, numerics
+from rs_plugins.core.models import UnseenModule, without_addresses
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Plan, Verdict
@@ -30,6 +31,7 @@ class Provenance:
         family: Name of the noise family.
         norm: Norm of the certified ball.
         sigma: Standard deviation of the noise, in pixels.
+        noise: The noise with its settings.
         plan: The plan with its settings.
         alpha: Failure probability of each certificate.
         bound: Name of the confidence bound.
@@ -37,7 +39,8 @@ class Provenance:
         dtype: Floating-point type of the model that voted and of its input.
         device: Device type that computed it; CPU and GPU draw different noise from one seed.
         execution: How the model was run: "eager" or "compiled", and "channels last" where it was so.
-        model: SHA-256 of the model when the first vote was asked for (`rs_plugins.core.models.digest`); of a black
+        numerics: The hardware and the settings of torch that rounding depends on (`rs_plugins.core.identity.numerics`).
+        model: SHA-256 of the model when the first vote was asked for (`rs_plugins.core.identity.identity`); of a black
             box no more than the name is known, and stands before it.
         versions: Versions of rs-plugins, torch, numpy and python.
     """
@@ -45,6 +48,7 @@ class Provenance:
     family: str
     norm: str
     sigma: float
+    noise: str
     plan: str
     alpha: float
     bound: str
@@ -52,6 +56,7 @@ class Provenance:
     dtype: str
     device: str
     execution: str
+    numerics: str
     model: str
     versions: str
 
@@ -257,14 +262,16 @@ def _provenance(poll: Poll, plan: Plan) -> Provenance:
         family=poll.noise.name,
         norm=poll.noise.norm,
         sigma=poll.noise.sigma,
-        plan=repr(plan),
+        noise=without_addresses(repr(poll.noise)),
+        plan=without_addresses(repr(plan)),
         alpha=plan.alpha,
         bound=plan.bound,
         seed=poll.seed,
         dtype=str(poll.dtype).removeprefix("torch."),
         device=poll.device.type,
         execution=poll.runner.execution,
-        model=digest(poll.model),
+        numerics=numerics(poll.device),
+        model=identity(poll.model),
         versions=(
             f"rs-plugins {rs_plugins.__version__}, torch {torch.__version__}, numpy {np.__version__}, "
             f"python {platform.python_version()}"

@@ -1,6 +1,7 @@
 """What may be done with somebody else's model: look at it, run it in eval mode, and leave it as it was."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -13,6 +14,7 @@ from rs_plugins.errors import InputError, ModelError
 
 # What models raise at inputs that they were not made for; running out of memory is not among it.
 _MISUSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class NoisyModule(nn.Module):
@@ -158,15 +160,20 @@ def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
 def digest(model: nn.Module) -> str:
     """Return a SHA-256 over the architecture's printed form, parameters and buffers, as 64 hexadecimal digits.
 
-    Buffers that are not persistent count. Tensors that are plain attributes cannot be seen: make them buffers. Nor can
-    the working of an `UnseenModule`: the digits then come after the names of those.
+    Buffers that are not persistent count; addresses in the printed form do not. The working of an `UnseenModule` cannot
+    be seen: the digits then come after the names of those. `rs_plugins.core.identity.identity` covers more.
     """
-    sha = hashlib.sha256(repr(model).encode())
+    sha = hashlib.sha256(without_addresses(repr(model)).encode())
     for name, value in sorted([*model.named_parameters(), *model.named_buffers()], key=itemgetter(0)):
         sha.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     unseen = [f"black box {part.name}, " for part in model.modules() if isinstance(part, UnseenModule)]
     return "".join(unseen) + sha.hexdigest()
+
+
+def without_addresses(text: str) -> str:
+    """Return a printed form without the addresses of objects, which are others in every process."""
+    return _ADDRESS.sub("", text)
 
 
 def _same_device(wanted: torch.device, home: torch.device) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 import rs_plugins
 from rs_plugins.core.certification import certify, majority
 from rs_plugins.core.confidence import clopper_pearson_lower
-from rs_plugins.core.models import digest
+from rs_plugins.core.identity import identity, numerics
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN
@@ -115,6 +115,7 @@ def test_a_certificate_says_with_what_it_was_made():
         "family": "gaussian",
         "norm": "l2",
         "sigma": 0.5,
+        "noise": "GaussianNoise(sigma=0.5)",
         "plan": "FixedBudget(n0=100, n=100, alpha=0.01)",
         "alpha": 0.01,
         "bound": "clopper-pearson",
@@ -122,7 +123,8 @@ def test_a_certificate_says_with_what_it_was_made():
         "dtype": "float32",
         "device": "cpu",
         "execution": "eager",
-        "model": digest(model),
+        "numerics": numerics(torch.device("cpu")),
+        "model": identity(model),
         "versions": None,
     }
     for part in (f"rs-plugins {rs_plugins.__version__}", f"torch {torch.__version__}", f"numpy {np.__version__}"):
@@ -219,7 +221,7 @@ def test_how_the_model_is_run_reaches_the_votes_and_the_certificate():
     (certificate,) = certify(model, images, 0.5, plan=plan, dtype=torch.bfloat16, channels_last=True)
     made_with = certificate.made_with
     assert (made_with.dtype, made_with.execution) == ("bfloat16", "eager, channels last")
-    assert made_with.model == digest(copy.deepcopy(model).bfloat16()) != digest(model)
+    assert made_with.model == identity(copy.deepcopy(model).bfloat16()) != identity(model)
     (certificate,) = certify(model, images, 0.5, plan=plan, dtype=torch.float64)
     assert (certificate.made_with.dtype, certificate.made_with.execution) == ("float64", "eager")
 
