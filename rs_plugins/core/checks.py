@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,17 @@ def check_count(value: int, name: str, *, least: int = 1, most: float = math.inf
     if not math.isfinite(number) or number != int(number) or not least <= number <= most:
         raise InputError(f"{name}: expected {expected}, got {value}")
     return int(value)
+
+
+def check_flag(value: bool, name: str) -> bool:
+    """Return ``value`` as a bool if it is True or False, Python's or NumPy's.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 
 def check_floating(x: Tensor, name: str = "x") -> Tensor:

@@ -8,6 +8,13 @@ from rs_plugins.errors import InputError
 GOOD = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("value", [1, 0, "no", None, 1.0])
+def test_flags_are_true_or_false(value):
+    assert checks.check_flag(np.bool_(True), "x") is True
+    with pytest.raises(InputError, match=f"x: expected True or False, got {value!r}"):
+        checks.check_flag(value, "x")
+
+
 def spoiled(value):
     x = GOOD.clone()
     x[1, 1] = value

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from rs_plugins.core.betting import betting_interval
-from rs_plugins.core.checks import check_count, check_positive, check_probability
+from rs_plugins.core.checks import check_count, check_flag, check_positive, check_probability
 from rs_plugins.core.noise import Noise
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict, check_runner_up, concluded
 from rs_plugins.core.votes import Procedure
@@ -49,6 +49,7 @@ class Anytime:
         object.__setattr__(self, "n0", check_count(self.n0, "n0"))
         object.__setattr__(self, "n", check_count(self.n, "n"))
         object.__setattr__(self, "alpha", check_probability(self.alpha, "alpha"))
+        object.__setattr__(self, "runner_up", check_flag(self.runner_up, "runner_up"))
         object.__setattr__(self, "fraction", check_positive(self.fraction, "fraction"))
         if self.fraction > 1:
             raise InputError(f"fraction: expected a number in (0, 1], got {self.fraction}")

@@ -1,10 +1,10 @@
 """CERTIFY of Cohen et al. (2019): a fixed number of votes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from rs_plugins.core.checks import check_count, check_probability
+from rs_plugins.core.checks import check_count, check_flag, check_probability
 from rs_plugins.core.confidence import (
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -46,6 +46,8 @@ class FixedBudget:
         object.__setattr__(self, "n0", check_count(self.n0, "n0"))
         object.__setattr__(self, "n", check_count(self.n, "n"))
         object.__setattr__(self, "alpha", check_probability(self.alpha, "alpha"))
+        object.__setattr__(self, "runner_up", check_flag(self.runner_up, "runner_up"))
+        object.__setattr__(self, "randomised", check_flag(self.randomised, "randomised"))
         least = fewest_for_half(self.alpha)
         if self.n < least and not self.runner_up:
             raise InputError(
@@ -54,9 +56,10 @@ class FixedBudget:
             )
 
     def __repr__(self) -> str:
-        """Name the options only where they are on: the rest is the plan of every published log."""
-        options = "".join(f", {name}=True" for name in ("runner_up", "randomised") if getattr(self, name))
-        return f"FixedBudget(n0={self.n0}, n={self.n}, alpha={self.alpha}{options})"
+        """Name further options only where they are not the default: the rest is the plan of every published log."""
+        _, _, _, *options = fields(self)
+        more = [f", {o.name}={getattr(self, o.name)!r}" for o in options if getattr(self, o.name) != o.default]
+        return f"{type(self).__name__}(n0={self.n0}, n={self.n}, alpha={self.alpha}{''.join(more)})"
 
     @property
     def bound(self) -> str:

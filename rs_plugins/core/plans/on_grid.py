@@ -162,7 +162,7 @@ class _Undecided:
 
 def _check_radii(radii: Sequence[float]) -> tuple[float, ...]:
     given = np.atleast_1d(np.asarray(radii, dtype=object))
-    values = tuple(round(check_nonnegative(radius, "radii"), DECIMALS) for radius in given)
+    values = tuple(round(check_nonnegative(radius, "radii"), DECIMALS) + 0.0 for radius in given)  # no -0.0
     if not values or any(later <= earlier for earlier, later in pairwise(values)):
         raise InputError(f"radii: expected one or more increasing radii in pixels, got {radii!r:.200}")
     return values

@@ -183,3 +183,8 @@ def test_the_runner_up_radius_is_wrong_at_most_with_probability_alpha(shares):
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         Anytime(**options)
+
+
+def test_runner_up_is_true_or_false():
+    with pytest.raises(InputError, match="runner_up: expected True or False, got 1"):
+        Anytime(runner_up=1)

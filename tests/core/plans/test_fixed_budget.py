@@ -1,5 +1,6 @@
 """The options of FixedBudget; CERTIFY to the letter is in tests/core/test_certification.py."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -111,3 +112,19 @@ def test_noise_without_a_formula_for_two_bounds_is_refused():
 
     with pytest.raises(InputError, match="runner_up: expected False for one-bound noise, which has no radius_between"):
         certify(Agree(), torch.zeros(1, 2), 0.25, plan=FixedBudget(runner_up=True), family=lambda sigma: OneBound())
+
+
+@pytest.mark.parametrize("name", ["runner_up", "randomised"])
+def test_flags_are_true_or_false(name):
+    for value in (1, "no", None):
+        with pytest.raises(InputError, match=f"{name}: expected True or False, got {value!r}"):
+            FixedBudget(**{name: value})
+
+
+def test_a_plan_made_of_it_is_printed_under_its_own_name_with_its_own_options():
+    @dataclasses.dataclass(frozen=True, repr=False)
+    class Mine(FixedBudget):
+        secret: int = 0
+
+    assert repr(Mine(n=50)) == "Mine(n0=100, n=50, alpha=0.001)"
+    assert repr(Mine(n=50, runner_up=True, secret=3)) == ("Mine(n0=100, n=50, alpha=0.001, runner_up=True, secret=3)")

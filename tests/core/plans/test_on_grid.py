@@ -289,3 +289,8 @@ def test_watch_needs_a_function_and_a_plan_that_can_stop():
         certify(HalfSpace(), torch.zeros(1, 3), 0.25, plan=AtRadius(0.1), watch=5)
     with pytest.raises(InputError, match="watch: FixedBudget has no certificate before its end; use Anytime or OnGrid"):
         certify(HalfSpace(), torch.zeros(1, 3), 0.25, plan=FixedBudget(n=100), watch=print)
+
+
+def test_zero_has_no_sign():
+    assert repr(OnGrid((-0.0, 0.5))).startswith("OnGrid(radii=(0.0, 0.5)")
+    assert repr(AtRadius(-0.0)).startswith("AtRadius(r=0.0,")
