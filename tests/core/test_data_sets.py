@@ -348,6 +348,36 @@ def test_image_folder_of_many_sizes(tmp_path):
     assert data.digest != open_data_set(text, image_size=16).digest
 
 
+@pytest.mark.parametrize(
+    ("size", "place"), [(100, 50), (5000, 10), (5000, 4995), (8192, 4096), (50_000, 3), (50_000, 49_990)]
+)
+def test_image_folders_of_other_content_are_told_apart(tmp_path, size, place):
+    """As bitmaps, of which the files of all images of a shape have one size."""
+    Image = pytest.importorskip("PIL.Image")
+    path, pixels = tmp_path / "cat" / "a.ppm", np.zeros((1, size, 3), dtype=np.uint8)
+    path.parent.mkdir()
+
+    def digest(image_size=None):
+        Image.fromarray(pixels).save(path)
+        return open_data_set(f"imagefolder:{tmp_path}", image_size=image_size).digest
+
+    before = digest()
+    assert digest() == before
+    pixels.reshape(-1)[place if place < size / 2 else place - size] ^= 1
+    assert digest() != before
+
+
+def test_image_folders_exchanged_or_scaled_are_told_apart(tmp_path):
+    pytest.importorskip("PIL")
+    text = write_folder(tmp_path)
+    before = open_data_set(text).digest
+    assert open_data_set(text, image_size=32).digest != before
+    (tmp_path / "cat" / "a.png").rename(tmp_path / "a.png")
+    (tmp_path / "cat" / "b.png").rename(tmp_path / "cat" / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "cat" / "b.png")
+    assert open_data_set(text).digest != before
+
+
 def test_image_size_is_what_is_usual_for_imagenet(tmp_path):
     """The sizes and boxes are those of torchvision's Resize(16) and CenterCrop(14)."""
     Image = pytest.importorskip("PIL.Image")
