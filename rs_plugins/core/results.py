@@ -97,8 +97,9 @@ class Results:
             radii: The radii, as in `certified_accuracy`.
             alpha: Failure probability of each certificate.
             rho: Failure probability of the bound.
-            parity: Use the published formula (Cohen et al. 2019, appendix) instead. It lacks a factor 2 under the root
-                of Bernstein's inequality, so that it fails somewhat more often than ``rho``.
+            parity: Compare radii as in `certified_accuracy`, and use the published formula (Cohen et al. 2019,
+                appendix). It lacks a factor 2 under the root of Bernstein's inequality, so that it fails somewhat more
+                often than ``rho``.
 
         Raises:
             ResultsError: If this is a log of predictions.
@@ -111,7 +112,7 @@ class Results:
             wrong = alpha + math.sqrt(alpha * (1 - alpha) * doubt) + doubt / 3
         else:
             wrong = float(binom.ppf(1 - rho, n, alpha)) / n
-        return self.certified_accuracy(radii) - wrong
+        return self.certified_accuracy(radii, parity=parity) - wrong
 
     def certified_accuracy_interval(
         self, radii: Sequence[float] | Floats, *, confidence: float = 0.95, parity: bool = False

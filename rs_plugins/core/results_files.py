@@ -21,7 +21,7 @@ from rs_plugins.core.results import Results, common
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
-OUR_COLUMNS = ("pa_lower", "count", "n0", "n", "sigma", "alpha", "seed", "runner_up", "draw")
+OUR_COLUMNS = ("pa_lower", "count", "n0", "n", "sigma", "alpha", "seed", "runner_up", "draw", "invalid")
 HEADER = "\t".join((*COLUMNS, *OUR_COLUMNS)) + "\n"
 _REQUIRED = ("idx", "label", "predict", "correct", "time")  # a prediction log has no radius
 _INTEGER = re.compile(r"-?\d{1,18}")  # what fits into 64 bits
@@ -194,6 +194,6 @@ def format_row(certificate: Certificate, label: int) -> str:
     cells = (
         *(c.index, label, c.prediction, format_down(c.radius), int(c.prediction == label), format_time(c.seconds)),
         *(format_down(c.p_lower, 10), c.count, c.n0, c.n, run.sigma, run.alpha, run.seed),
-        *("" if value is None else value for value in (c.runner_up, c.draw)),
+        *("" if value is None else value for value in (c.runner_up, c.draw, c.invalid)),
     )
     return "\t".join(str(cell) for cell in cells) + "\n"

@@ -129,3 +129,11 @@ def test_the_published_lower_bound_fails_too_often():
 def test_probabilities_of_the_lower_bound_are_checked(name):
     with pytest.raises(InputError, match=rf"{name}: expected a number in \(0, 1\), got 0"):
         certain(3).certified_accuracy_lower([0.5], **({"alpha": 0.1} | {name: 0}))
+
+
+def test_the_published_lower_bound_compares_radii_as_published():
+    table, radii = certain(4), [0.8250000000000001]
+    object.__setattr__(table, "radius", np.full(4, 0.825))
+    assert table.certified_accuracy(radii, parity=True) == [0]
+    assert table.certified_accuracy_lower(radii, alpha=0.001, parity=True) < 0
+    assert table.certified_accuracy_lower(radii, alpha=0.001) > 0

@@ -48,7 +48,7 @@ def test_written_logs_are_read_back(tmp_path):
 
 def test_our_own_columns_come_back(tmp_path):
     made = certificates(alpha=0.01)
-    made[1] = replace(made[1], runner_up=0.25, draw=0.125)
+    made[1] = replace(made[1], runner_up=0.25, draw=0.125, invalid=3)
     with ResultsWriter(tmp_path / "log.tsv") as writer:
         for certificate, label in zip(made, LABELS, strict=True):
             writer.write(certificate, label)
@@ -57,8 +57,8 @@ def test_our_own_columns_come_back(tmp_path):
         assert table.samples.tolist() == [210] * 6
         assert (table.sigma, table.alpha) == (0.5, 0.01)
     lines = [line.split("\t") for line in (tmp_path / "log.tsv").read_text().splitlines()]
-    assert lines[0][-2:] == ["runner_up", "draw"]
-    assert [line[-2:] for line in lines[1:3]] == [["", ""], ["0.25", "0.125"]]
+    assert lines[0][-3:] == ["runner_up", "draw", "invalid"]
+    assert [line[-3:] for line in lines[1:3]] == [["", "", "0"], ["0.25", "0.125", "3"]]
 
 
 def test_a_run_can_be_compared_before_its_first_certificate(tmp_path):
