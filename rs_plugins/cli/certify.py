@@ -75,11 +75,11 @@ def _parse_shard(_context: click.Context, _option: click.Parameter, text: str) -
 @click.option("--chunk", type=int, help="Most noisy images in a forward pass; changes the speed only.")
 @click.option("--quiet", is_flag=True, help="No progress bar; there is none either where stderr is no terminal.")
 def certify(out: Path, quiet: bool, **options: Any) -> None:
-    """Certify a smoothed classifier on a data set, image by image into a log.
+    """Certify a smoothed classifier on a data set into a log.
 
-    Each finished image is on disk before the next is begun. Killed at any moment and started again with --resume, the
-    job goes on, and the log becomes what it would have been. It refuses a log of another model, data set, noise, plan
-    or seed.
+    Each finished image is on disk before the next result is taken. Killed at any moment and started again with
+    --resume, the job goes on, and the log becomes what it would have been. It refuses a log of another model, data set,
+    noise, plan, seed, hardware or version, and of other images, but that a later --stop extends it.
 
     The current folder is on the path, so a model defined in mynets.py there is mynets:FUNCTION. The same job in Python
     is rs_plugins.core.job.certify_data_set.

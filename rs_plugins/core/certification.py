@@ -105,10 +105,14 @@ class Certificate:
 
 
 class Certificates(Iterator[Certificate]):
-    """The certificates of one run, each computed when it is asked for."""
+    """The certificates of one run, each computed when it is asked for.
 
-    def __init__(self, made_with: Callable[[], Provenance], certificates: Iterator[Certificate]) -> None:
-        self._made_with, self._certificates = made_with, certificates
+    Attributes:
+        classes: How many classes the model tells apart.
+    """
+
+    def __init__(self, made_with: Callable[[], Provenance], certificates: Iterator[Certificate], classes: int) -> None:
+        self._made_with, self._certificates, self.classes = made_with, certificates, classes
 
     @property
     def made_with(self) -> Provenance:
@@ -192,7 +196,7 @@ def certify(
     )
     plan.check(poll.noise)
     _check_watch(watch, plan)
-    return Certificates(lambda: _provenance(poll, plan), _certificates(poll, plan, watch, progress))
+    return Certificates(lambda: _provenance(poll, plan), _certificates(poll, plan, watch, progress), poll.classes)
 
 
 def _check_plan(plan: Plan) -> Plan:

@@ -1,9 +1,8 @@
-"""Certification as a job: a data set certified into a log, image by image, which can be killed and gone on with."""
+"""Certification as a job: a data set certified into a log, which can be killed at any moment and gone on with."""
 
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -15,62 +14,26 @@ from tqdm.auto import tqdm
 
 from rs_plugins.core.black_box import Predict
 from rs_plugins.core.certification import Certificate, Certificates, certify
-from rs_plugins.core.checks import check_count, check_positive, check_seed
+from rs_plugins.core.checks import check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.identity import identity
 from rs_plugins.core.models import device_and_dtype, probe
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import Plan
 from rs_plugins.core.results import Results
 from rs_plugins.core.results_files import read_results
 from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.core.selection import Selection
 from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError, RSPluginsWarning
 
+__all__ = ["Selection", "certify_data_set"]
+
+# What a module is known by is kept when it runs, but for attributes that its forward assigns (core/identity.py).
+_ADVICE = "let no hook or list keep what forward computes, or assign it to an attribute in forward"
 MEMORY = 2**28  # bytes of images that are held at a time
 LIKELY_SIGMA = 4.0  # a larger one is probably meant for pixels in [0, 255]
 
 _Run = Callable[..., Certificates]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which images of a data set to certify: every ``skip``-th from ``start`` to before ``stop``; of these, one shard.
-
-    Args:
-        start: First position.
-        stop: Position before which to stop; None for the end.
-        skip: Take the positions that are multiples of this.
-        shard: (i, n): of the positions left take the i-th, (i + n)-th, …; i counts from 0.
-
-    Raises:
-        InputError: If a number is out of range, or it is not so that 0 <= i < n.
-    """
-
-    start: int = 0
-    stop: int | None = None
-    skip: int = 1
-    shard: tuple[int, int] = (0, 1)
-
-    def __post_init__(self) -> None:
-        check_count(self.start, "start", least=0)
-        check_count(self.skip, "skip")
-        if self.stop is not None:
-            check_count(self.stop, "stop", least=self.start + 1)
-        part, parts = self.shard
-        if not 0 <= part < parts:
-            raise InputError(f"shard: expected I/N with 0 <= I < N, got {part}/{parts}")
-
-    def positions(self, images: int) -> list[int]:
-        """Return the positions chosen of a data set of so many ``images``, increasing.
-
-        Raises:
-            InputError: If there are none.
-        """
-        stop = images if self.stop is None else min(self.stop, images)
-        chosen = [position for position in range(self.start, stop) if position % self.skip == 0]
-        part, parts = self.shard
-        if not chosen[part::parts]:
-            raise InputError(f"selection: expected at least one image, got none of {images} by {self}")
-        return chosen[part::parts]
 
 
 def certify_data_set(
@@ -87,10 +50,11 @@ def certify_data_set(
     memory: int = MEMORY,
     **options: Any,
 ) -> Results:
-    """Certify images of ``data`` into the file ``log``, each on disk before the next is begun.
+    """Certify images of ``data`` into the file ``log``, each finished image on disk before the next result is taken.
 
-    Killed at any moment and called again with ``resume``, it goes on, and the log becomes what it would have been, but
-    for the times. `rs_plugins.core.results_writer.merge_results` makes the same log of the logs of all shards.
+    Several images are under way at a time; of those that are not finished nothing is kept. Killed at any moment and
+    called again with ``resume``, it goes on, and the log becomes what it would have been, but for the times.
+    `rs_plugins.core.merging.merge_results` makes the same log of the logs of all shards.
 
     Args:
         model: The base classifier, as in `certify`.
@@ -99,7 +63,7 @@ def certify_data_set(
         log: The file to write; beside it ``log.json`` with what the certificates are made with.
         plan: How many votes to spend; `FixedBudget` with the paper's numbers by default.
         seed: Seed of the noise streams.
-        selection: Which images; all by default.
+        selection: Which images; all by default. A log that exists can be extended by a later ``stop``.
         resume: Go on with ``log`` if it exists. Without, a log that exists is refused.
         progress: Whether to show a progress bar.
         memory: At most this many bytes of images are held at a time, but at least one image.
@@ -119,15 +83,23 @@ def certify_data_set(
     if not log.parent.is_dir():
         raise InputError(f"log: there is no folder {log.parent}")
     _check_sigma(sigma)
-    positions = (selection or Selection()).positions(len(data))
+    selection = selection or Selection()
+    positions = selection.positions(len(data))
     run: _Run = partial(certify, model, sigma=sigma, plan=plan, seed=check_seed(seed), **options)
-    _check_classes(model, data, positions[0], options.get("device"))
+    if isinstance(model, nn.Module):
+        home, dtype = device_and_dtype(model, options.get("device"))
+        _check_classes(probe(model, data.read(positions[:1]).to(home, dtype)), data)
+        settled = identity(model)
     with ResultsWriter(log) as writer:
         left = _left(writer, positions)
         parts = _parts(left or positions[:1], max(1, memory // (4 * math.prod(data.shape))))
         runs = (run(data.read(part), indices=part) for part in parts)
         first = next(runs)
-        writer.begin(first.made_with, data.identity)
+        if isinstance(model, nn.Module) and identity(model) != settled:
+            raise ModelError("model: running it changes what it is, so --resume would not know it again; " + _ADVICE)
+        if not isinstance(model, nn.Module):
+            _check_classes(first.classes, data)
+        writer.begin(first.made_with, data.identity, selection)
         with _Progress(read_results(log), len(positions), plan, shown=progress) as bar:
             for certificate in chain.from_iterable(chain([first], runs)) if left else ():
                 label = int(data.labels[certificate.index])
@@ -145,12 +117,9 @@ def _check_sigma(sigma: float) -> None:
         )
 
 
-def _check_classes(model: nn.Module | Predict, data: DataSet, position: int, device: Any) -> None:
-    """Compare the model's classes with the labels; of a black box nothing is known before it is asked."""
-    if not isinstance(model, nn.Module):
-        return
-    home, dtype = device_and_dtype(model, device)
-    classes, labels = probe(model, data.read([position]).to(home, dtype)), int(data.labels.max()) + 1
+def _check_classes(classes: int, data: DataSet) -> None:
+    """Compare the number of the model's classes with the labels."""
+    labels = int(data.labels.max()) + 1
     if classes < labels:
         raise ModelError(f"model: expected at least {labels} classes, as {data.name} has, got {classes}")
     if data.classes is not None and classes != data.classes:

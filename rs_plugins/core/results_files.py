@@ -23,6 +23,8 @@ from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 OUR_COLUMNS = ("pa_lower", "count", "n0", "n", "sigma", "alpha", "seed", "runner_up", "draw", "invalid")
 HEADER = "\t".join((*COLUMNS, *OUR_COLUMNS)) + "\n"
+OLDER_HEADER = HEADER.removesuffix("\tinvalid\n") + "\n"
+HEADERS = (HEADER, OLDER_HEADER)
 _REQUIRED = ("idx", "label", "predict", "correct", "time")  # a prediction log has no radius
 _INTEGER = re.compile(r"-?\d{1,18}")  # what fits into 64 bits
 _TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")

@@ -1,24 +1,21 @@
-"""Writes certification logs, each image on disk before the next; goes on after a crash, and puts shards together.
+"""Writes certification logs, each image on disk before the next is written; goes on after a crash.
 
-Beside ``LOG.tsv`` lies its record ``LOG.tsv.json``: with what all certificates of the log are made, and for which data.
+Beside ``LOG.tsv`` lies its record ``LOG.tsv.json``: with what its certificates are made, and for which images.
 """
 
 import contextlib
 import json
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
-
-import numpy as np
+from typing import IO, Any
 
 from rs_plugins.core.certification import Certificate, Provenance
-from rs_plugins.core.results import Ints, Results
-from rs_plugins.core.results_files import HEADER, format_row, parse_results
-from rs_plugins.errors import InputError, ResultsError, ResultsWarning
+from rs_plugins.core.results_files import HEADER, OLDER_HEADER, format_row, parse_results
+from rs_plugins.core.selection import Selection, positions_of
+from rs_plugins.errors import ResultsError
 
 fcntl: ModuleType | None = None
 with contextlib.suppress(ImportError):  # POSIX only
@@ -29,7 +26,7 @@ _HEADER = HEADER.encode()
 
 
 class ResultsWriter:
-    """Appends certificates to a log, each on disk before the next; goes on where a killed run stopped.
+    """Appends certificates to a log, each on disk before the next is taken; goes on where a killed run stopped.
 
     Attributes:
         done: Indices of the images that the file holds already.
@@ -53,33 +50,39 @@ class ResultsWriter:
         except OSError as error:
             raise ResultsError(f"{self.path}: cannot be written ({error.strerror})") from error
         try:
-            self._lock()
+            lock(self._file, self.path)
             self._look()
         except BaseException:
             self._file.close()
             raise
 
-    def begin(self, made_with: Provenance, data: Mapping[str, Any] | None = None) -> None:
+    def begin(
+        self, made_with: Provenance, data: Mapping[str, Any] | None = None, selection: Selection | None = None
+    ) -> None:
         """Make sure that the file is of this run, before there is a certificate to write.
 
         A line that a killed run left unfinished is dropped. Called again, it only compares ``made_with``.
 
         Args:
             made_with: With what all certificates will be made.
-            data: What tells the data set from others, by name.
+            data: What tells the data set from others, by name; with ``selection`` also how many ``images`` it has.
+            selection: Which of its images the file will hold. One with a later ``stop`` extends a file.
 
         Raises:
-            ResultsError: If the file was begun with another model, noise, plan, seed or data set, or its record is
-                missing.
+            ResultsError: If the file was begun with another model, noise, plan, seed, data set or selection, or its
+                record is missing.
         """
         if self._made_with is not None:
             self._compare(asdict(self._made_with), asdict(made_with))
             return
         record = {**asdict(made_with), **(data or {})}
-        if self.done:
-            self._compare(read_record(self.path), json.loads(_record_text(record)))
-        else:
-            _write_whole(record_of(self.path), _record_text(record))
+        if selection is not None:
+            record["selection"] = selection.record(record["images"])
+        earlier = read_record(self.path) if self.done else None
+        if earlier is not None:
+            self._compare(earlier, json.loads(record_text(record)))
+        if earlier != record:
+            write_whole(record_of(self.path), record_text(record))
         self._made_with = made_with
         self._file.truncate(self._complete)
         if not self._complete:
@@ -116,8 +119,15 @@ class ResultsWriter:
         self.close()
 
     def _compare(self, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        if changes := _changes(earlier, now):
-            raise ResultsError(f"{self.path}: begun by another run ({changes}); choose another file")
+        fixed = [{name: value for name, value in record.items() if name != "selection"} for record in (earlier, now)]
+        if difference := changes(*fixed):
+            raise ResultsError(f"{self.path}: begun by another run ({difference}); choose another file")
+        begun, wanted = positions_of(earlier), positions_of(now)
+        if begun is not None and begun != (wanted or [])[: len(begun)]:
+            raise ResultsError(
+                f"{self.path}: begun for other images ({earlier['selection']} -> {now.get('selection')}); give the "
+                "same start, skip and shard and no earlier stop, or choose another file"
+            )
 
     def _append(self, line: bytes) -> None:
         try:
@@ -127,21 +137,15 @@ class ResultsWriter:
         except OSError as error:
             raise ResultsError(f"{self.path}: cannot be written ({error.strerror}); go on with it later") from error
 
-    def _lock(self) -> None:
-        if fcntl is None:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ResultsError(f"{self.path}: another process is writing this file") from None
-        except OSError:  # a file system without locks
-            return
-
     def _look(self) -> None:
         """Find out what the file holds, not counting a line that a killed run left unfinished."""
-        complete, cut = _complete_lines(self.path)
+        complete, cut = complete_lines(self.path)
         if _HEADER.startswith(complete + cut):  # nothing, or not even the whole header
             return
+        if complete.splitlines(keepends=True)[:1] == [OLDER_HEADER.encode()]:
+            raise ResultsError(
+                f"{self.path}: begun by an older version, which alone can go on with it; choose another file"
+            )
         if not complete.startswith(_HEADER):
             raise ResultsError(
                 f"{self.path}: expected a log begun by rs-plugins, got another file; choose another name"
@@ -151,32 +155,20 @@ class ResultsWriter:
         self._last = max(self.done, default=-1)
 
 
-def merge_results(logs: Sequence[_Path], out: _Path) -> Results:
-    """Put the logs of a run's shards together: the file, and its record, that one run over all images would have made.
-
-    Returns:
-        The rows of all logs, by index. Where some seem to be missing between others there is a `ResultsWarning`.
+def lock(file: IO[bytes], path: Path, *, shared: bool = False) -> None:
+    """Lock an open log where that is possible: one process at a time may write it, and none while it is read.
 
     Raises:
-        InputError: If there are no logs.
-        ResultsError: If one is no log of ours or not finished, they are of different runs, an image is in two of them,
-            or ``out`` exists.
+        ResultsError: If another process is writing it.
     """
-    if not logs:
-        raise InputError("logs: expected at least one, got none")
-    target, paths = Path(out), [Path(log) for log in logs]
-    if target.exists() and target.stat().st_size:
-        raise ResultsError(f"{target}: expected a new file, got one that exists; choose another name")
-    first, *others = (read_record(path) for path in paths)
-    for path, record in zip(paths[1:], others, strict=True):
-        if changes := _changes(first, record):
-            raise ResultsError(f"{path}: of another run than {paths[0]} ({changes})")
-    text = _merged(paths)
-    _write_whole(record_of(target), _record_text(first))
-    _write_whole(target, text)
-    results = parse_results(text, target)
-    _warn_gaps(target, results.idx)
-    return results
+    if fcntl is None:  # Windows
+        return
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ResultsError(f"{path}: another process is writing this file") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def record_of(log: Path) -> Path:
@@ -202,42 +194,14 @@ def read_record(log: Path) -> dict[str, Any]:
     return content
 
 
-def _complete_lines(path: Path) -> tuple[bytes, bytes]:
+def complete_lines(path: Path) -> tuple[bytes, bytes]:
     """Return the complete lines of a file, and the rest of it."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     return data[:end], data[end:]
 
 
-def _merged(paths: Sequence[Path]) -> bytes:
-    rows: dict[int, tuple[bytes, Path]] = {}
-    for path in paths:
-        complete, cut = _complete_lines(path)
-        if not complete.startswith(_HEADER):
-            raise ResultsError(f"{path}: expected a log begun by rs-plugins, got another file")
-        if cut:
-            raise ResultsError(f"{path}: it ends in the middle of a line; go on with that run first")
-        indices = parse_results(complete, path).idx.tolist()
-        for index, line in zip(indices, complete.splitlines(keepends=True)[1:], strict=True):
-            if index in rows:
-                raise ResultsError(f"{path}: image {index} is in {rows[index][1]} already")
-            rows[index] = line, path
-    return b"".join([_HEADER, *(rows[index][0] for index in sorted(rows))])
-
-
-def _warn_gaps(path: Path, indices: Ints) -> None:
-    gaps = np.diff(indices)
-    wide = np.flatnonzero(gaps > gaps.min()) if len(gaps) else gaps
-    if len(wide):
-        missing = int(indices[wide[0]] + gaps.min())
-        warnings.warn(
-            f"{path}: image {missing} is in none of the logs; is a shard missing or not finished?",
-            ResultsWarning,
-            stacklevel=3,
-        )
-
-
-def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return what differs between two records, old -> new."""
     names = [*earlier, *(name for name in now if name not in earlier)]
     return "; ".join(
@@ -245,11 +209,12 @@ def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     )
 
 
-def _record_text(record: Mapping[str, Any]) -> bytes:
+def record_text(record: Mapping[str, Any]) -> bytes:
+    """Return the content of the file of a record."""
     return (json.dumps(record, indent=2) + "\n").encode()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that at every moment it is there with the whole content, or as it was before."""
     draft = path.with_name(path.name + ".part")
     try:
@@ -258,5 +223,16 @@ def _write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the names of a folder's files to disk, where that is possible."""
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -147,8 +147,12 @@ def test_shards_are_merged():
     assert strip("merged.tsv") == strip("whole.tsv")
     assert Path("merged.tsv.json").read_bytes() == Path("whole.tsv.json").read_bytes()
     result = invoke("merge 0.tsv 1.tsv --out some.tsv")
-    assert result.exit_code == 0
-    assert "warning: some.tsv: image 2 is in none of the logs" in result.stderr
+    assert result.exit_code == 1
+    assert "4 images are missing, the first is image 2, so is shard 2/3; partial (--partial) merges" in result.output
+    assert not Path("some.tsv").exists()
+    result = invoke("merge 0.tsv 1.tsv --out some.tsv --partial")
+    assert (result.exit_code, result.stdout) == (0, "some.tsv: 8 images of 2 logs\n")
+    assert "warning: some.tsv: logs: 4 images are missing" in result.stderr
     result = invoke("merge 0.tsv 0.tsv --out twice.tsv")
     assert result.exit_code == 1
     assert "Error: 0.tsv: image 0 is in 0.tsv already" in result.output

@@ -14,10 +14,11 @@ from rs_plugins.core.certification import certify
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.job import Selection, certify_data_set
+from rs_plugins.core.merging import merge_results
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
 from rs_plugins.core.results_files import HEADER, read_results
-from rs_plugins.core.results_writer import merge_results
+from rs_plugins.core.results_writer import ResultsWriter
 from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError, ResultsWarning, RSPluginsWarning
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 1, 3, 3), dtype=np.uint8)
@@ -329,10 +330,116 @@ def test_shards_of_a_selection_are_merged(tmp_path):
     assert content(tmp_path / "merged.tsv") == content(tmp_path / "one.tsv")
 
 
-def test_merging_says_what_is_missing(tmp_path):
+def selection(log):
+    return json.loads(log.with_name(log.name + ".json").read_text())["selection"]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    logs, merged = shards(tmp_path), tmp_path / "merged.tsv"
+    message = "4 images are missing, the first is image 2, so is shard 2/3"
+    for some, text in ((logs[:2], message), (logs[2:], "8 images are missing, .* 0, so is shard 0/3, 1/3")):
+        with pytest.raises(ResultsError, match=rf"{text}; partial \(--partial\) merges what there is"):
+            merge_results(some, merged)
+        assert not merged.exists()
+    with pytest.warns(ResultsWarning, match=message):
+        assert len(merge_results(logs[:2], merged, partial=True)) == 8
+    assert selection(merged) == {"start": 0, "stop": 12, "skip": 1, "shard": [0, 1]}
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_an_unfinished_shard_is_named(tmp_path, rows):
+    logs, merged = shards(tmp_path), tmp_path / "merged.tsv"
+    lines = logs[1].read_bytes().splitlines(keepends=True)
+    logs[1].write_bytes(b"".join(lines[: rows + 1]))
+    message = rf"1.tsv: not finished: {rows} of 4 images, no image {1 + 3 * rows}; go on with that run first"
+    with pytest.raises(ResultsError, match=message):
+        merge_results(logs, merged)
+    logs[1].write_bytes(b"".join(lines[: rows + 1]) + lines[rows + 1][:9])
+    with pytest.warns(ResultsWarning, match=message):
+        assert len(merge_results(logs, merged, partial=True)) == 8 + rows
+
+
+def test_ranges_are_merged_as_well(tmp_path, whole):
+    logs = [tmp_path / "a.tsv", tmp_path / "b.tsv"]
+    job(logs[0], selection=Selection(stop=5))
+    job(logs[1], selection=Selection(start=5))
+    merge_results(logs, tmp_path / "merged.tsv")
+    assert content(tmp_path / "merged.tsv") == content(whole)
+
+
+def test_a_log_that_is_being_written_is_not_merged(tmp_path):
     logs = shards(tmp_path)
+    with (
+        ResultsWriter(logs[1]),
+        pytest.raises(ResultsError, match=r"1.tsv: another process is writing this file"),
+    ):
+        merge_results(logs, tmp_path / "merged.tsv", partial=True)
+
+
+def as_older_versions_wrote_it(log):
+    rows = [line.rpartition("\t")[0] for line in log.read_text().splitlines()]
+    log.write_text("\n".join(rows) + "\n")
+    record = log.with_name(log.name + ".json")
+    old = {name: value for name, value in json.loads(record.read_text()).items() if name != "selection"}
+    record.write_text(json.dumps(old))
+
+
+def test_logs_of_older_versions(tmp_path, whole):
+    logs = shards(tmp_path)
+    for log in logs:
+        as_older_versions_wrote_it(log)
+    with pytest.raises(ResultsError, match=r"0.tsv: begun by an older version, which alone can go on with it"):
+        job(logs[0], selection=Selection(shard=(0, 3)), resume=True)
     with pytest.warns(ResultsWarning, match=r"image 2 is in none of the logs; is a shard missing or not finished\?"):
-        merge_results(logs[:2], tmp_path / "merged.tsv")
+        merge_results(logs[:2], tmp_path / "some.tsv")
+    merged = merge_results(logs, tmp_path / "merged.tsv")
+    assert merged.radius.tolist() == read_results(whole).radius.tolist()
+    job(tmp_path / "new.tsv", selection=Selection(shard=(2, 3)))
+    with pytest.raises(ResultsError, match=r"new.tsv: of another run than .*0.tsv \(skip: None -> 1\)"):
+        merge_results([*logs[:2], tmp_path / "new.tsv"], tmp_path / "mixed.tsv")
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (Selection(stop=5), "begun for other images .*'stop': 9, .* -> .*'stop': 5, "),
+        (Selection(stop=9, shard=(0, 9)), r"begun for other images .*'shard': \[0, 1\].* -> .*'shard': \[0, 9\]"),
+    ],
+    ids=["stop", "shard"],
+)
+def test_a_log_begun_for_other_images_is_refused_by_its_record(tmp_path, whole, now, message):
+    """Where the first rows do not tell."""
+    log = tmp_path / "log.tsv"
+    job(log, selection=Selection(stop=9))
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
+    before = content(log)
+    with pytest.raises(ResultsError, match=message):
+        job(log, selection=now, resume=True)
+    assert content(log) == before
+    job(log, resume=True)
+    assert content(log) == content(whole)
+
+
+def test_a_model_that_is_another_after_each_pass_is_refused_before_any_work(tmp_path):
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.sizes = network(), []
+
+        def forward(self, x):
+            self.sizes.append(len(x))
+            return self.net(x)
+
+    with pytest.raises(ModelError, match="model: running it changes what it is, so --resume would not know it again"):
+        job(tmp_path / "log.tsv", Remembering())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_function_with_fewer_classes_than_labels_is_refused_before_any_work(tmp_path, classes):
+    with pytest.raises(ModelError, match="model: expected at least 4 classes, as squares has, got 3"):
+        job(tmp_path / "log.tsv", lambda batch: batch.reshape(len(batch), -1)[:, :3], classes=classes)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_merged(tmp_path):
