@@ -11,11 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from rs_plugins.core.models import check_logits, check_unchanged, evaluating
+from rs_plugins.core.noise import Noise
 from rs_plugins.errors import ModelError
 
 PROBES = 16  # noisy copies on which rounding is measured
 MARGIN = 16  # decisions closer than this many times the rounding that was measured are taken again
+SHADES = (0.0, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of the grey images among the probes; the others are random pixels
 SHIFT = 5  # how far the probes are moved in a panel to see whether the place matters
+
+
+def probes(shape: torch.Size, noise: Noise, source: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Return noisy copies (PROBES, *shape) of synthetic images, to measure rounding on without looking at any data.
+
+    What is measured on them is the same for every part of a data set, so that its parts count alike.
+    """
+    images = torch.empty(PROBES, *shape, dtype=dtype, device=source.device).uniform_(generator=source)
+    for place, shade in enumerate(SHADES):
+        images[2 * place + 1] = shade
+    return images.add_(noise.draw_(torch.empty_like(images), source))
 
 
 class Decider:
@@ -43,6 +56,7 @@ class Decider:
         self.rounding, self.panel = rounding, panel
         self._model, self._classes = model, classes
         self._quick, self._careful = quick or model, careful or model
+        self._surprises: Tensor | int = 0
 
     @classmethod
     def measured(
@@ -102,9 +116,25 @@ class Decider:
         winners, close = self._winners(self._logits(batch, self._quick))
         return winners, None if self._looks_alone and len(batch) == 1 else close
 
-    def again(self, copies: Tensor) -> Tensor:
-        """Return the classes (n,) of close ``copies`` (n, *input), from batches that are the same for every caller."""
-        return self._winners(self._in_passes(copies, self.panel))[0]
+    def again(self, copies: Tensor, before: Tensor | None = None) -> Tensor:
+        """Return the classes (n,) of close ``copies`` (n, *input), from batches that are the same for every caller.
+
+        ``before`` (n,) is what `look` said of them, so that surprises can be counted. Nothing here waits for a GPU.
+        """
+        winners, close = self._winners(self._in_passes(copies, self.panel), share=0.5)
+        if before is not None:
+            changed = winners != before
+            self._surprises = self._surprises + (changed if close is None else changed & ~close).sum()
+        return winners
+
+    def surprises(self) -> int:
+        """Return how many close decisions were turned by far, and forget them.
+
+        By so far that a logit must have moved by a quarter of the margin: others, which `look` did not find close, may
+        have been turned as well.
+        """
+        count, self._surprises = int(self._surprises), 0
+        return count
 
     @property
     def _looks_alone(self) -> bool:
@@ -143,21 +173,21 @@ class Decider:
         with check_unchanged(batch):
             return check_logits(compute(batch), len(batch), self._classes)
 
-    def _winners(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the class of each row of ``logits``, and where it leads by less than rounding could change.
+    def _winners(self, logits: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """Return the class of each row of ``logits``, and where it leads by less than that ``share`` of the margin.
 
         None stands for nowhere, where that can be told at a glance: on a CPU each small operation counts.
         """
-        relative = min(2**10 * torch.finfo(logits.dtype).eps, 2**-7)
+        relative, margin = share * min(2**10 * torch.finfo(logits.dtype).eps, 2**-7), share * MARGIN * self.rounding
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         best, second = logits.topk(2, dim=1).values.unbind(1)  # NaN counts as largest
         lead, winners = best - second, logits.argmax(dim=1)
         if logits.is_cpu:
             low, high = logits.aminmax()
-            if float(lead.min()) > max(relative * max(float(high), -float(low)), MARGIN * self.rounding):
+            if float(lead.min()) > max(relative * max(float(high), -float(low)), margin):
                 return winners, None  # with NaN or infinity about, this comparison is false
         invalid = best.isnan()
         scale = torch.maximum(best.abs(), logits.amin(dim=1).abs())
         scale = torch.where(scale.isinf(), best.abs(), scale)  # -inf is how some models say "never"
-        close = ~(lead > torch.clamp(relative * scale, min=MARGIN * self.rounding)) & ~invalid
+        close = ~(lead > torch.clamp(relative * scale, min=margin)) & ~invalid
         return winners.masked_fill(invalid, self._classes), close

@@ -62,7 +62,7 @@ class Job(Generic[R]):
         classes: int,
     ) -> None:
         self.position, self.index, self.invalid, self.seconds = position, index, 0, 0.0
-        self.unfilled = self._uncounted = 0  # votes of the running request that are in no pass yet, not counted yet
+        self.unfilled = self.uncounted = 0  # votes of the running request that are in no pass yet, not counted yet
         self.ballot: Ballot[R] | None = None
         self._image, self._procedure, self._noise, self._source = image, procedure(self), noise, source
         self._rest = image[:0]  # what is left of a block that two passes share
@@ -90,13 +90,13 @@ class Job(Generic[R]):
     def count(self, votes: Counts, seconds: float) -> None:
         """Add ``votes`` (classes + 1,), the last of them invalid, and the image's share of the time they took."""
         self._tally += votes
-        self._uncounted -= int(votes.sum())
+        self.uncounted -= int(votes.sum())
         self.seconds += seconds
 
     @property
     def complete(self) -> bool:
         """Whether all votes of the running request have been counted."""
-        return self.ballot is None and not self._uncounted
+        return self.ballot is None and not self.uncounted
 
     def settle(self) -> None:
         """Hand the counts of the completed request to the procedure, which asks for more votes or returns."""
@@ -106,7 +106,8 @@ class Job(Generic[R]):
 
     def _advance(self, step: Callable[[], int]) -> None:
         try:
-            self.unfilled = self._uncounted = check_count(step(), "votes asked for by the procedure")
+            self.unfilled = self.uncounted = check_count(step(), "votes asked for by the procedure")
         except StopIteration as stop:
-            self._rest = self._image[:0]  # release the memory: the result may wait for its predecessors
             self.ballot = Ballot(stop.value, self.invalid, self.seconds)
+            # The result may wait for thousands of predecessors, and then holds next to nothing.
+            del self._image, self._rest, self._tally, self._noise, self._source, self._procedure

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count, check_images, check_indices, check_seed
 from rs_plugins.core.chunks import calibrated_chunk, default_chunk
-from rs_plugins.core.decisions import PROBES, Decider
+from rs_plugins.core.decisions import MARGIN, PROBES, Decider, probes
 from rs_plugins.core.execution import Runner, check_channels_last
 from rs_plugins.core.models import check_noiseless, evaluating, probe
 from rs_plugins.core.noise import Family, GaussianNoise, make_noise
@@ -37,6 +37,9 @@ from rs_plugins.errors import ModelWarning
 __all__ = ["BLOCK", "Ballot", "Counts", "Poll", "Procedure", "Turn", "default_chunk", "warn_invalid"]
 
 R = TypeVar("R")
+
+MOST_BEGUN = 4096  # images whose results are not out: those behind a slow one fill the passes, but are lost in a crash
+SPACING = 16  # panels' worth of votes between two panels that are filled with zeros lest a result waits: 6 % at most
 
 
 class Poll:
@@ -136,6 +139,14 @@ class Poll:
                 while not count.ready:
                     count.step()
             yield from count.outcomes()
+        if len(self.images) and self.decide.surprises():
+            warnings.warn(
+                f"model: its logits differ between batches by more than {MARGIN // 4} times what was measured "
+                "beforehand; another chunk, or another part of the data set, may count some votes differently. "
+                "Certificates hold all the same.",
+                ModelWarning,
+                stacklevel=2,
+            )
 
     @contextmanager
     def _voting(self) -> Iterator[None]:
@@ -143,13 +154,12 @@ class Poll:
             yield
 
     def _measure_rounding(self, compile: bool) -> Decider:  # noqa: A002
-        source = stream(self.seed, "rounding", device=self.device)
-        image = self.images[0].to(self.device, self.exact)
-        copies = image + self.noise.draw_(image.new_empty(PROBES, *image.shape), source)
+        source, shape = stream(self.seed, "rounding", device=self.device), self.images.shape[1:]
+        copies = probes(shape, self.noise, source, self.exact)  # not of an image: parts of a data set count alike
         panel, runner = self._panel(), self.runner
         if not compile:
             return Decider.measured(runner, copies, self.classes, panel=panel)
-        runner.compile_(image.shape, self.chunk, *[panel] * (panel > 1))
+        runner.compile_(shape, self.chunk, *[panel] * (panel > 1))
         quick, careful = (partial(runner.compiled, size=size) for size in (self.chunk, panel))
         return Decider.measured(runner, copies, self.classes, panel=panel, quick=quick, careful=careful)
 
@@ -192,8 +202,8 @@ class _Count(Generic[R]):
         self._in_need: list[tuple[int, Job[R]]] = []  # a heap: the first image comes first
         self._open, self._most_open = 0, max(2, poll.chunk // 16)  # each may hold a block of noise
         self._flying: deque[_Pass[R]] = deque()
-        self._launched = 0
-        self._docket: list[tuple[Job[R], Tensor]] = []  # close copies (1, *input) to be decided again
+        self._launched = self._unflushed = 0  # passes; votes in passes since a panel was filled with zeros
+        self._docket: list[tuple[Job[R], Tensor, Tensor]] = []  # copies (1, *input) to be decided again; winners (1,)
         self._clock = time.perf_counter()
 
     @property
@@ -214,15 +224,27 @@ class _Count(Generic[R]):
         self._clock = time.perf_counter()  # the caller's time is no image's
 
     def step(self) -> None:
-        """Send off one pass, as full as can be, and count the votes of the passes that are due."""
+        """Send off one pass, as full as can be, and count the votes of the passes that are due.
+
+        Close copies wait for a full panel; but not where the passes are not full, nor where the next result needs them.
+        """
         used = self._launch()
+        self._unflushed += used
         due = self._launched - self._poll.depth
         if not used and self._flying:
             due = self._flying[0].number
         self._land_until(due)
-        if used < self._poll.chunk:
+        if used < self._poll.chunk or self._overdue:
             self._decide_again(least=1)
             self._land_until(due)
+
+    @property
+    def _overdue(self) -> bool:
+        """Whether the next result waits for copies on the docket and for nothing else, and it is not too soon."""
+        if not self._docket or self._unflushed < SPACING * self._poll.decide.panel:
+            return False
+        first = self._begun[0]
+        return first.uncounted == sum(job is first for job, _, _ in self._docket)
 
     def _launch(self) -> int:
         """Fill a buffer with noisy copies of the images in need, let the model decide, return how many there were."""
@@ -243,7 +265,7 @@ class _Count(Generic[R]):
         return used
 
     def _next_in_need(self) -> Job[R] | None:
-        while not self._in_need and self._waiting and self._open < self._most_open:
+        while not self._in_need and self._waiting and self._open < self._most_open and len(self._begun) < MOST_BEGUN:
             self._begin(self._waiting.popleft())
         return self._in_need[0][1] if self._in_need else None
 
@@ -272,7 +294,7 @@ class _Count(Generic[R]):
             bins = bins + _to_device(rows * width, bins.device)
         # Not bincount, which waits for a GPU.
         tally = bins.new_zeros(len(segments) * width).scatter_add_(0, bins, torch.ones_like(bins))
-        self._flying.append(_Pass(self._launched, segments, batch, *_fetch(tally, close)))
+        self._flying.append(_Pass(self._launched, segments, batch, winners, *_fetch(tally, close)))
 
     def _land_until(self, number: int) -> None:
         while self._flying and self._flying[0].number <= number:
@@ -288,9 +310,10 @@ class _Count(Generic[R]):
         for (job, size), row in zip(landing.segments, tally, strict=True):
             job.count(row[:-1], size * pace)
         if landing.close is not None and tally[:, -1].any():
-            copies = landing.batch[_to_device(landing.close.nonzero().flatten(), landing.batch.device)]
+            where = _to_device(landing.close.nonzero().flatten(), landing.batch.device)
+            copies, winners = landing.batch[where].split(1), landing.winners[where].split(1)
             owners = [job for (job, _), row in zip(landing.segments, tally, strict=True) for _ in range(row[-1])]
-            self._docket += zip(owners, copies.split(1), strict=True)
+            self._docket += zip(owners, copies, winners, strict=True)
             self._decide_again(least=self._poll.decide.panel)
         for job, _ in landing.segments:
             if job.complete:
@@ -298,13 +321,15 @@ class _Count(Generic[R]):
                 self._file(job)
 
     def _decide_again(self, least: int) -> None:
-        """Send off panels of close copies while there are at least so many."""
+        """Send off panels of close copies while there are at least so many, the oldest first."""
         panel = self._poll.decide.panel
         while len(self._docket) >= least and self._docket:
             chosen, self._docket = self._docket[:panel], self._docket[panel:]
-            copies = torch.cat([copy for _, copy in chosen])
-            winners = self._poll.decide.again(copies)
-            self._send([(job, 1) for job, _ in chosen], winners, copies, None)
+            if len(chosen) < panel:
+                self._unflushed = 0
+            copies, before = (torch.cat(parts) for parts in list(zip(*chosen, strict=True))[1:])
+            winners = self._poll.decide.again(copies, before)
+            self._send([(job, 1) for job, _, _ in chosen], winners, copies, None)
 
 
 @dataclass(frozen=True)
@@ -314,6 +339,7 @@ class _Pass(Generic[R]):
     number: int
     segments: list[tuple[Job[R], int]]
     batch: Tensor
+    winners: Tensor
     tally: Tensor
     close: Tensor | None
     event: torch.cuda.Event | None

@@ -1,13 +1,16 @@
 import math
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import dropout
 
-from rs_plugins.core.decisions import PROBES, Decider
+from rs_plugins.core.decisions import PROBES, Decider, probes
+from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import Poll
-from rs_plugins.errors import ModelError
+from rs_plugins.errors import ModelError, ModelWarning
 
 IMAGES = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 COPIES = torch.randn(PROBES, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -189,3 +192,63 @@ def test_a_glance_is_enough_where_nothing_can_be_close():
 def test_the_rounding_includes_that_of_the_quick_way():
     decider = Decider.measured(Logits(), COPIES, 16, quick=lambda x: x.flatten(1) + 1e-3)
     assert decider.rounding == pytest.approx(1e-3, rel=0.01)
+
+
+def test_probes_are_grey_and_random_images_with_noise():
+    (without, noisy) = (
+        probes(torch.Size([3, 40, 40]), GaussianNoise(sigma), stream(0, "rounding"), torch.float64)
+        for sigma in (1e-9, 0.25)
+    )
+    assert noisy.shape == (PROBES, 3, 40, 40)
+    assert without.dtype == noisy.dtype == torch.float64
+    grey = without.flatten(1).std(1) < 1e-6
+    assert without[grey].mean((1, 2, 3)).tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-6)
+    assert without[~grey].std((1, 2, 3)).tolist() == pytest.approx([12**-0.5] * (PROBES - 5), rel=0.05)
+    assert (noisy - without).std((1, 2, 3)).tolist() == pytest.approx([0.25] * PROBES, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_margin_and_panel_do_not_depend_on_the_images(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Softmax(dim=1))
+    saturated = IMAGES * 0 + 1
+    with torch.no_grad():
+        model[1].weight[0] = 100.0
+    deciders = [Poll(model, images, 0.25, dtype=dtype).decide for images in (IMAGES, IMAGES[1:], saturated)]
+    assert len({(decide.rounding, decide.panel) for decide in deciders}) == 1
+    copies = saturated[:1].expand(PROBES, -1, -1, -1)
+    assert deciders[0].rounding > Decider.measured(model, copies, 4).rounding == 0 or dtype
+
+
+def test_decisions_that_were_turned_by_far_are_counted():
+    decide = Decider(Logits(), 2, 0.01)  # closer than .16 is close
+    copies = torch.tensor([[0.0, 0.07], [0.0, 0.09], [0.09, 0.0], [0.09, 0.0], [0.0, math.nan]])
+    assert decide.again(copies, torch.tensor([0, 0, 0, 1, 1])).tolist() == [1, 1, 0, 0, 2]
+    assert decide.again(copies[1:2], torch.tensor([0])).tolist() == [1]
+    assert (decide.surprises(), decide.surprises()) == (4, 0)
+
+
+@pytest.mark.parametrize(("bias", "warned"), [(1e-3, False), (0.4, True)], ids=["as measured", "more than measured"])
+def test_rounding_beyond_what_was_measured_is_told_once(bias, warned):
+    """Rounding that follows the batch is larger where the last pixel is 5, which no probe is."""
+
+    def change(x):
+        flat = x.flatten(1)
+        lead = flat[:, 0] - 0.5 + (-1) ** len(x) * torch.where(flat[:, -1] > 4, bias, 0.002)
+        return torch.stack([lead, -lead], dim=1)
+
+    class Reaching(Logits):
+        def forward(self, x):
+            return super().forward(x + 5 * self.reach * torch.eye(16)[15].view(1, 4, 4))
+
+        reach = 0
+
+    model = Reaching(change)
+    poll = Poll(model, IMAGES, 0.25, chunk=100)
+    model.reach = 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        poll.votes(300)
+    said = [str(warning.message) for warning in caught if warning.category is ModelWarning]
+    assert len(said) == warned
+    assert all("logits differ between batches by more than 4 times what was measured" in text for text in said)

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from rs_plugins.core import votes
 from rs_plugins.core.decisions import PROBES
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.core.streams import stream
-from rs_plugins.core.votes import BLOCK, Poll
+from rs_plugins.core.votes import BLOCK, SPACING, Poll
 from rs_plugins.errors import InputError, ModelError, ModelWarning
 
 
@@ -310,9 +311,9 @@ def test_no_warning_where_all_is_well():
         Poll(network(), IMAGES, 0.5).votes(10)
 
 
-def asking(*wishes):
+def asking(*wishes, classes=4):
     def procedure(_turn):
-        total = np.zeros(4, dtype=np.int64)
+        total = np.zeros(classes, dtype=np.int64)
         for wish in wishes:
             total += yield wish
         return total.tolist()
@@ -374,6 +375,65 @@ def test_close_copies_are_decided_again_in_panels(chunk, depth):
         assert row.tolist() == [ties, 300 - ties, 0]
     panels = model.sizes.count(16)
     assert math.ceil(votes[:, 0].sum() / 16) <= panels <= votes[:, 0].sum() / 16 + 6  # full but for a few
+
+
+class RarelyTied(nn.Module):
+    """A tie wherever the first pixel is above 1.5; it counts the images that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen, self.sizes = nn.Parameter(torch.ones(1)), 0, []
+
+    def forward(self, x):
+        self.seen += len(x)
+        self.sizes.append(len(x))
+        lead = torch.where(x.flatten(1)[:, 0] > 1.5, 0.0, 4.0)
+        return torch.stack([lead, torch.zeros_like(lead)], dim=1)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_result_does_not_wait_for_others_to_fill_its_panel(depth):
+    """Some of image 0's copies are ties, no other image's are, and a panel holds 16."""
+    model, images = RarelyTied(), torch.zeros(200, 1, 2, 2)
+    images[0] = 1
+    poll = Poll(model, images, 0.25, chunk=64)
+    poll.decide.panel, poll.depth = 16, depth
+    model.seen, model.sizes = 0, []
+    lags = []
+    outcomes = poll.run(asking(100, 500, classes=2))
+    for place, outcome in enumerate(outcomes):
+        lags.append(model.seen - 600 * (place + 1))
+        assert outcome.result == [600, 0]
+    panels = model.sizes.count(16)
+    assert 1 <= panels <= 4
+    assert max(lags[:-20]) <= 1200
+    assert sum(model.sizes) == 200 * 600 + 16 * panels
+
+
+def test_panels_that_are_not_full_are_rare():
+    """Each image has ties, fewer than fill a panel."""
+    model, images = RarelyTied(), torch.ones(100, 1, 2, 2)
+    poll = Poll(model, images, 0.25, chunk=512)
+    poll.decide.panel, model.sizes = 32, []
+    assert [outcome.result for outcome in poll.run(asking(*[50] * 8, classes=2))] == [[400, 0]] * 100
+    tied = 0.0228 * 100 * 400  # P(N(0, 1) > 2)
+    assert tied / 32 <= model.sizes.count(32) <= 1.1 * tied / 32 + 100 * 400 / (SPACING * 32)
+
+
+def test_not_too_many_images_are_begun_behind_a_slow_one(monkeypatch):
+    monkeypatch.setattr(votes, "MOST_BEGUN", 20)
+    begun = []
+
+    def ask(turn):
+        begun.append(turn.index)
+        for _ in range(200 if turn.index == 0 else 1):
+            yield 5
+        return len(begun)
+
+    images = IMAGES[:1].expand(100, -1, -1, -1)
+    outcomes = [outcome.result for outcome in Poll(network(), images, 0.5, chunk=64).run(ask)]
+    assert outcomes[0] == 20
+    assert len(outcomes) == len(begun) == 100
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
