@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rs_plugins.core.logged_plan import LoggedPlan
 from rs_plugins.core.report import Curve
 from rs_plugins.core.results import Results
 from rs_plugins.errors import MissingDependencyError, ResultsError
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; each series has its own line style as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Okabe and Ito's colours, which colour-blind readers tell apart; each series has its own line style as well. Seven and
+# four have no common divisor, so that all 28 pairs come before one comes again.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">", "p", "h")
+MANY = 6  # more curves than this have markers too
 
 
 @dataclass(frozen=True)
@@ -94,21 +98,37 @@ def draw_certified_accuracy(
     axes.legend(fontsize=8.5, loc="best", framealpha=0.9)
 
 
-def draw_steps(axes: "Axes", logs: Mapping[str, Results | Curve]) -> None:
-    """Draw certified accuracy against radius, one line of steps for each of ``logs``, which have radii."""
-    lines = {name: _steps(log) for name, log in logs.items()}
+def draw_steps(
+    axes: "Axes", logs: Mapping[str, Results | Curve], plans: Mapping[str, LoggedPlan | None] | None = None
+) -> None:
+    """Draw certified accuracy against radius, one line of steps for each of ``logs``, which have radii.
+
+    Of a log of one of ``plans`` with radii of its own nothing is known but at these: they are marked, the line is thin
+    and ends at the last.
+    """
+    own = {name: plan.radii if (plan := (plans or {}).get(name)) else () for name in logs}
+    lines = {name: _steps(log, own[name]) for name, log in logs.items()}
     end = 1.05 * max((float(radii[-1]) for radii, _ in lines.values()), default=0.0) or 1.0
-    for place, (name, (radii, accuracy)) in enumerate(lines.items()):
-        x, y = np.append(radii, end), np.append(accuracy, accuracy[-1] if isinstance(logs[name], Curve) else 0.0)
+    for place, (name, (x, y)) in enumerate(lines.items()):
+        if not own[name]:
+            x, y = np.append(x, end), np.append(y, y[-1] if isinstance(logs[name], Curve) else 0.0)
+        look: dict[str, Any] = {"linewidth": 1 if own[name] else 2, "markersize": 5}
+        if own[name] or len(lines) > MANY:
+            look["marker"] = MARKERS[place % len(MARKERS)]
+            # at the plan's radii, or else a few along the line, each curve's at other places
+            look["markevery"] = np.isin(x, own[name]).tolist() if own[name] else (place / len(lines) / 10, 0.1)
+        label = f"{name} (known at the markers)" if own[name] else name
         colour, style = COLOURS[place % len(COLOURS)], STYLES[place % len(STYLES)]
-        axes.plot(x, 100 * y, style, drawstyle="steps-pre", color=colour, linewidth=2, label=name)
+        axes.plot(x, 100 * y, style, drawstyle="steps-pre", color=colour, label=label, **look)
 
 
-def _steps(log: Results | Curve) -> tuple[Floats, Floats]:
+def _steps(log: Results | Curve, own: Sequence[float]) -> tuple[Floats, Floats]:
     """Return radii, 0 first, and the accuracy that holds up to each from the one before."""
     if isinstance(log, Curve):
         return log.radii, log.accuracy
-    radii: Floats = np.unique(np.append(log.radii[log.correct], 0.0))
+    radii: Floats = np.unique(np.append(own or log.radii[log.correct], 0.0))
+    if own:
+        return radii, log.certified_accuracy(radii)
     return radii, log.certified_accuracy(radii, parity=True)
 
 
@@ -119,8 +139,15 @@ def _dress(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def save_certified_accuracy(path: Path, logs: Mapping[str, Results | Curve]) -> None:
+def save_certified_accuracy(
+    path: Path, logs: Mapping[str, Results | Curve], plans: Mapping[str, LoggedPlan | None] | None = None
+) -> None:
     """Draw certified accuracy against radius of those of ``logs`` that have radii and rows into the file ``path``.
+
+    Args:
+        path: The picture.
+        logs: Logs by name.
+        plans: Their plans, as far as they are known; see `draw_steps`.
 
     Raises:
         ResultsError: If none has.
@@ -131,7 +158,7 @@ def save_certified_accuracy(path: Path, logs: Mapping[str, Results | Curve]) -> 
         raise ResultsError(f"nothing to draw: none of {', '.join(logs)} has certified radii")
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
-    draw_steps(axes, shown)
+    draw_steps(axes, shown, plans)
     _dress(axes, "radius, in pixels of [0, 1]", "certified accuracy (%)")
     axes.legend(fontsize=8.5 if len(shown) <= 6 else 6.5, loc="best", framealpha=0.9)
     figure.savefig(path)

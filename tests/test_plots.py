@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from rs_plugins.core.logged_plan import understood
 from rs_plugins.core.report import Curve
 from rs_plugins.core.results import Results
 from rs_plugins.errors import ResultsError
@@ -51,6 +52,18 @@ def test_steps_are_where_the_radii_are():
     np.testing.assert_allclose(curve.get_xydata(), [[0, 90], [0.5, 50], [1, 30], [1.05, 30]])
 
 
+def test_a_log_of_radii_of_its_own_is_marked_at_these():
+    axes = new_figure(4, 3).subplots()
+    plans = {"a": understood("OnGrid(radii=(0.1, 0.4))"), "b": None}
+    draw_steps(axes, {"a": A, "b": A}, plans)
+    grid, curve = axes.get_lines()
+    np.testing.assert_allclose(grid.get_xydata(), [[0, 200 / 3], [0.1, 200 / 3], [0.4, 100 / 3]])  # and no further
+    assert grid.get_markevery() == [False, True, True]
+    assert (grid.get_label(), curve.get_label()) == ("a (known at the markers)", "b")
+    assert grid.get_linewidth() < curve.get_linewidth()
+    assert (grid.get_marker(), curve.get_marker()) == ("o", "None")
+
+
 def test_a_picture_of_many_logs_shows_each(tmp_path, monkeypatch):
     pictures = []
     monkeypatch.setattr("rs_plugins.plots.new_figure", lambda *size: pictures.append(new_figure(*size)) or pictures[-1])
@@ -61,6 +74,7 @@ def test_a_picture_of_many_logs_shows_each(tmp_path, monkeypatch):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"log {number}" for number in range(8)]
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
     assert len(looks) == 8
+    assert len({line.get_marker() for line in axes.get_lines()} - {"None"}) == 8
     with pytest.raises(ResultsError, match="nothing to draw: none of predictions, empty has certified radii"):
         save_certified_accuracy(tmp_path / "y.png", {"predictions": predictions, "empty": table([], [])})
     assert not (tmp_path / "y.png").exists()

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,9 +13,12 @@ from rs_plugins.cli.plain_warnings import plain_warnings
 from rs_plugins.cli.tables import Table, as_csv, as_markdown, as_text
 
 if TYPE_CHECKING:
-    from rs_plugins.core.report import Best, Figures
+    from rs_plugins.core.logged_plan import LoggedPlan
+    from rs_plugins.core.report import Best, Curve, Figures
+    from rs_plugins.core.results import Results
 
 _PICTURES = (".png", ".pdf", ".svg")
+_LONGEST = 24  # of a plan in the table
 
 
 def _parse_radii(_context: click.Context, _option: click.Parameter, text: str | None) -> list[float] | None:
@@ -32,12 +35,14 @@ def _parse_radii(_context: click.Context, _option: click.Parameter, text: str | 
         radii = []
     if not radii or not all(0 <= radius < math.inf for radius in radii):
         raise click.BadParameter(f"expected 0,0.25,0.5 or START:STOP:STEP, radii >= 0, got {text!r}")
-    return radii
+    return sorted(set(radii))
 
 
 def _check_picture(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
     if path is not None and path.suffix not in _PICTURES:
         raise click.BadParameter(f"expected a name that ends in {', '.join(_PICTURES)}, got {path.name}")
+    if path is not None and not path.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {path.parent}")
     return path
 
 
@@ -54,11 +59,16 @@ def _check_picture(_context: click.Context, _option: click.Parameter, path: Path
     type=click.Choice(["text", "markdown", "csv", "json"]),
     default="text",
     show_default=True,
-    help="csv and json hold all digits, and shares instead of percent.",
+    help="csv and json hold shares instead of percent.",
 )
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals over the images.")
 @click.option("--alpha", type=float, help="Failure probability of each certificate, for logs that do not say.")
-@click.option("--parity", is_flag=True, help="Compare radii in floating point, as the published *_acc curves did.")
+@click.option(
+    "--parity",
+    is_flag=True,
+    help="As the published *_acc curves: radii compared in floating point, and the papers' lower bound, which fails "
+    "somewhat more often than it says.",
+)
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -80,51 +90,94 @@ def report(
     header). The interval of a certified accuracy is Clopper and Pearson's over the images, that of ACR a bootstrap.
     "Lower bound" is what exact certificates would show at least, with probability 0.999, since each of ours may be
     wrong with probability alpha.
+
+    The plan is that of the record beside a log. What a plan does not tell is -: AtRadius asks only whether its radius
+    is certified. The best at a radius is marked where all logs are of the same images.
     """
-    from rs_plugins.core.report import default_radii, envelope, figures, read_logs
+    from rs_plugins.core.report import default_radii, envelope, figures, incomparable, read_logs, read_plans
 
     with plain_warnings():
-        tables = read_logs(logs)
-        grid = default_radii(tables) if radii is None else radii
-        rows = [
-            figures(name, log, grid, confidence=confidence, alpha=alpha, parity=parity) for name, log in tables.items()
-        ]
-    best = envelope(rows) if len(rows) > 1 else []
+        tables, plans = read_logs(logs), read_plans(logs)
+        grid = default_radii(tables, plans) if radii is None else radii
+        options: dict[str, Any] = {"confidence": confidence, "alpha": alpha, "parity": parity}
+        rows = [figures(name, log, grid, plan=plans[name], **options) for name, log in tables.items()]
+    several = sum(bool(row.certified) for row in rows) > 1
+    reason = incomparable(tables) if several else None
+    best = envelope(rows) if several and reason is None else []
+    click.echo(_render(style, rows, best, confidence, _notes(rows, best, reason)))
     if plot is not None:
-        from rs_plugins.plots import save_certified_accuracy
-
-        save_certified_accuracy(plot, tables)
-    click.echo(_render(style, rows, best, confidence))
+        _draw(plot, tables, plans)
 
 
-def _render(style: str, rows: Sequence["Figures"], best: Sequence["Best"], confidence: float) -> str:
+def _draw(path: Path, tables: "Mapping[str, Results | Curve]", plans: "Mapping[str, LoggedPlan | None]") -> None:
+    from rs_plugins.plots import save_certified_accuracy
+
+    try:
+        save_certified_accuracy(path, tables, plans)
+    except OSError as error:
+        raise click.ClickException(f"plot: {path}: cannot be written ({error.strerror or error})") from error
+
+
+def _notes(rows: Sequence["Figures"], best: Sequence["Best"], reason: str | None) -> list[str]:
+    """Return what has to be known to read the tables, a line each."""
+    notes = ["* the best at this radius; of equals the one with the highest clean accuracy"] if best else []
+    if reason is not None:
+        notes.append(f"no best is marked: {reason}")
+    own = {row.plan: row.certified for row in rows if row.plan is not None and row.plan.radii and row.certified}
+    if any(len(plan.radii) > 1 for plan in own):
+        notes.append("OnGrid: radii, and so ACR, are rounded down to those of the plan")
+    if not all(plan.clean for plan in own):
+        notes.append(
+            "a plan that begins above radius 0 abstains where its first radius is not certified, so clean is -"
+        )
+    if any(round(at.radius, 9) not in plan.radii for plan, certified in own.items() for at in certified):
+        notes.append("AtRadius and OnGrid show between their radii what holds at the next larger one, beyond them -")
+    return notes
+
+
+def _render(
+    style: str, rows: Sequence["Figures"], best: Sequence["Best"], confidence: float, notes: Sequence[str]
+) -> str:
     if style == "json":
-        content = {"confidence": confidence, "logs": [asdict(row) for row in rows], "best": [asdict(at) for at in best]}
-        return json.dumps(_without_nan(content), indent=2)
+        logs = [asdict(row) | {"plan": row.plan and row.plan.text} for row in rows]
+        content = {"confidence": confidence, "logs": logs, "best": [asdict(at) for at in best], "notes": notes}
+        return json.dumps(_for_programs(content), indent=2)
     if style == "csv":
         return as_csv(_long_table(rows, best))
     render: Callable[[Table], str] = as_text if style == "text" else as_markdown
-    tables = [_overview(rows, confidence)]
+    labels, legend = _plan_labels([row.plan for row in rows])
+    tables = [_overview(rows, labels, confidence)]
     if any(row.certified for row in rows):
         tables.append(_at_radii(rows, best, confidence))
+    lines = [*legend, *notes]
     parts = list(map(render, tables))
-    if best:
-        parts.append("* the best at this radius; of equals the one with the highest clean accuracy")
+    if lines:
+        parts.append("\n".join(lines if style == "text" else (f"- {line}".replace("*", "\\*") for line in lines)))
     return "\n\n".join(parts)
 
 
-def _overview(rows: Sequence["Figures"], confidence: float) -> Table:
-    header = ["", "images", "sigma", "clean %", "abstain %", "ACR", f"{confidence:.0%} interval", "votes/image", "time"]
+def _plan_labels(plans: Sequence["LoggedPlan | None"]) -> tuple[list[str], list[str]]:
+    """Return what the table calls each plan, and lines that explain those that are long or would look alike."""
+    known = list(dict.fromkeys(plan for plan in plans if plan is not None))
+    shorts = [plan.short for plan in known]
+    unclear = [plan for plan in known if len(plan.short) > _LONGEST or shorts.count(plan.short) > 1]
+    numbers = {plan: f"[{number}]" for number, plan in enumerate(unclear, start=1)}
+    labels = ["-" if plan is None else numbers.get(plan, plan.short) for plan in plans]
+    return labels, [f"{number} {plan.text}" for plan, number in numbers.items()]
+
+
+def _overview(rows: Sequence["Figures"], labels: Sequence[str], confidence: float) -> Table:
+    figures = ["images", "sigma", "clean %", "abstain %", "ACR", f"{confidence:.0%} interval", "votes/image", "time"]
     return [
-        header,
+        ["", *figures, "plan"],
         *(
             [
                 *(row.name, _number(row.images, "d"), _number(row.sigma, "g")),
                 *(_percent(row.clean), _percent(row.abstention), _number(row.acr, ".6f")),
                 _interval(row.acr_interval, lambda end: f"{end:.4f}"),
-                *(_number(row.samples, ",.0f"), _time(row.seconds)),
+                *(_number(row.samples, ",.0f"), _time(row.seconds), label),
             ]
-            for row in rows
+            for row, label in zip(rows, labels, strict=True)
         ),
     ]
 
@@ -137,10 +190,10 @@ def _at_radii(rows: Sequence["Figures"], best: Sequence["Best"], confidence: flo
         marks = ["*" if (row.name, at.radius) in stars else "" for at in row.certified]
         shares = [_percent(at.accuracy) for at in row.certified]
         table.append([row.name, *(mark + share for mark, share in zip(marks, shares, strict=True))])
-        if row.certified[0].interval is not None:
+        if any(at.interval is not None for at in row.certified):
             cells = [_interval(at.interval, lambda end: f"{100 * end:.1f}") for at in row.certified]
             table.append([f"  {confidence:.0%} interval", *cells])
-        if row.certified[0].lower is not None:
+        if any(at.lower is not None for at in row.certified):
             table.append(["  lower bound", *(_percent(at.lower) for at in row.certified)])
     return table
 
@@ -152,16 +205,22 @@ def _long_table(rows: Sequence["Figures"], best: Sequence["Best"]) -> Table:
         for figure in ("images", "sigma", "clean", "abstention", "acr", "samples", "seconds"):
             low, high = (figure == "acr" and row.acr_interval) or (None, None)
             table.append([row.name, figure, "", *map(_plain, (getattr(row, figure), low, high))])
+        table.append([row.name, "plan", "", "" if row.plan is None else row.plan.text, "", ""])
         for at in row.certified:
             low, high = at.interval or (None, None)
             table.append([row.name, "certified", *map(_plain, (at.radius, at.accuracy, low, high))])
-            table.append([row.name, "certified, lower bound", *map(_plain, (at.radius, at.lower, None, None))])
+            table.append([row.name, "certified lower bound", *map(_plain, (at.radius, at.lower, None, None))])
     table.extend([at.name, "best", *map(_plain, (at.radius, at.accuracy, None, None))] for at in best)
     return table
 
 
 def _plain(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else repr(value)
+    return "" if value is None or math.isnan(value) else repr(_rounded(value))
+
+
+def _rounded(value: float) -> float:
+    """Return ``value`` without the last digits of floating-point sums, 0.8 in place of 0.7999999999999999."""
+    return value if isinstance(value, int) else round(value, 6) if abs(value) >= 0.01 else float(f"{value:.6g}")
 
 
 def _number(value: float | None, form: str) -> str:
@@ -183,9 +242,12 @@ def _time(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _without_nan(value: object) -> object:
+def _for_programs(value: object) -> object:
+    """Return ``value`` for JSON: None for NaN, floats rounded."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _for_programs(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_for_programs(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else _rounded(value)
+    return value

@@ -3,17 +3,19 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from rs_plugins.core.logged_plan import LoggedPlan, read_plan
 from rs_plugins.core.results import Floats, Results
 from rs_plugins.core.results_files import read_results, text_of
 from rs_plugins.errors import InputError, ResultsError
 
 STEP = 0.25  # of the radii in published tables
 MOST_RADII = 20
+_SAME = 1e-9  # radii no further apart are the same decimal
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +46,8 @@ class At:
 
     Attributes:
         radius: The radius in pixels.
-        accuracy: Share of all rows that are correct with at least this radius.
-        interval: Ends of its Clopper-Pearson interval over the images; None for a curve.
+        accuracy: Share of all rows that are correct with at least this radius; NaN where the log cannot say.
+        interval: Ends of its Clopper-Pearson interval over the images; None where the log cannot say.
         lower: What exact certificates would show at least (`Results.certified_accuracy_lower`); None if unknown.
     """
 
@@ -62,14 +64,16 @@ class Figures:
     Attributes:
         name: What tables call it.
         images: Number of rows.
-        clean: Share of rows that are correct, whatever their radius.
+        clean: Share of rows that are correct, whatever their radius. A plan that does not look at 0 does not say.
         abstention: Share of rows that abstain.
-        acr: Average certified radius in pixels.
+        acr: Average certified radius in pixels; of a plan with several radii of its own, rounded down to these. A plan
+            with a single one does not say.
         acr_interval: Ends of its bootstrap interval over the images.
         samples: Mean votes an image.
         seconds: Time of all images.
         sigma: Standard deviation of the noise, in pixels.
         certified: Certified accuracy at each radius of the report; empty for a log of predictions.
+        plan: How the votes were spent.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Figures:
     seconds: float | None = None
     sigma: float | None = None
     certified: tuple[At, ...] = ()
+    plan: LoggedPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,24 @@ def read_logs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Results | Cu
         ResultsError: If one is none of these.
         InputError: If one is given twice.
     """
+    return {name: read_log(path) for name, path in zip(_names(paths), paths, strict=True)}
+
+
+def read_plans(paths: Sequence[str | os.PathLike[str]]) -> dict[str, LoggedPlan | None]:
+    """Read the plans of logs from their records, by the same names as `read_logs`; None where there is none.
+
+    Raises:
+        InputError: If a log is given twice.
+    """
+    return {name: read_plan(path) for name, path in zip(_names(paths), paths, strict=True)}
+
+
+def _names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     short = [Path(path).name.removesuffix(".tsv") for path in paths]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"logs: expected each once, got {twice[0]} twice")
-    return {name: read_log(path) for name, path in zip(names, paths, strict=True)}
+    return names
 
 
 def read_log(path: str | os.PathLike[str]) -> Results | Curve:
@@ -139,11 +157,22 @@ def _numbers(line: str) -> tuple[float, float] | None:
     return radius, accuracy
 
 
-def default_radii(logs: Mapping[str, Results | Curve]) -> list[float]:
+def default_radii(
+    logs: Mapping[str, Results | Curve], plans: Mapping[str, LoggedPlan | None] | None = None
+) -> list[float]:
     """Return multiples of 0.25 up to the first at which no log certifies anything, as published tables have them.
 
-    Where that would be more than 20 radii the step is doubled, where it would be one it is halved, until it fits.
+    Where that would be more than 20 radii the step is doubled, where it would be one it is halved, until it fits. The
+    radii of ``plans`` that have their own are added if there is room, and are all where each log is of such a plan.
     """
+    known = [plan.radii if (plan := (plans or {}).get(name)) else () for name in logs]
+    own = sorted({radius for radii in known for radius in radii})
+    grid = own if own and all(known) else _multiples(logs)
+    both = sorted({*own, *grid})
+    return both if len(both) <= MOST_RADII else _multiples(logs)
+
+
+def _multiples(logs: Mapping[str, Results | Curve]) -> list[float]:
     largest = max((_largest_radius(log) for log in logs.values()), default=0.0)
     step = STEP
     while 0 < largest < step:
@@ -168,6 +197,7 @@ def figures(
     confidence: float = 0.95,
     alpha: float | None = None,
     parity: bool = False,
+    plan: LoggedPlan | None = None,
 ) -> Figures:
     """Return the figures of one log.
 
@@ -177,7 +207,8 @@ def figures(
         radii: Radii in pixels.
         confidence: Of the intervals over the images.
         alpha: Failure probability of each certificate, for a log that does not say.
-        parity: Compare radii as the published curves did (`Results.certified_accuracy`).
+        parity: Compare radii, and bound the accuracy, as the published codes did (`Results.certified_accuracy_lower`).
+        plan: How the votes were spent, if that is known. One with radii of its own leaves some figures unknown.
 
     Raises:
         InputError: If ``confidence`` or ``alpha`` is outside (0, 1).
@@ -187,22 +218,26 @@ def figures(
         at = tuple(At(r, share) for r, share in zip(radii, accuracy, strict=True))
         return Figures(name, clean=float(log.accuracy[0]) if log.radii[0] == 0 else None, certified=at)
     if not len(log):
-        return Figures(name, images=0, seconds=0.0, sigma=log.sigma)
+        return Figures(name, images=0, seconds=0.0, sigma=log.sigma, plan=plan)
     common = Figures(
-        *(name, len(log), log.accuracy, log.abstention),
+        *(name, len(log), log.accuracy if plan is None or plan.clean else None, log.abstention),
         samples=None if log.samples is None else float(log.samples.mean()),
         seconds=float(log.seconds.sum()),
         sigma=log.sigma,
+        plan=plan,
     )
     if log.radius is None:
         return common
-    return Figures(
-        **vars(common)
-        | {
-            "acr": log.average_certified_radius,
-            "acr_interval": log.average_certified_radius_interval(confidence=confidence),
-            "certified": _certified(log, radii, confidence, log.alpha if log.alpha is not None else alpha, parity),
-        }
+    own = () if plan is None else plan.radii
+    at = _certified(log, radii, confidence, log.alpha if log.alpha is not None else alpha, parity)
+    certified = tuple(At(one.radius, math.nan) if own and one.radius > own[-1] + _SAME else one for one in at)
+    if len(own) == 1:
+        return replace(common, certified=certified)
+    return replace(
+        common,
+        acr=log.average_certified_radius,
+        acr_interval=log.average_certified_radius_interval(confidence=confidence),
+        certified=certified,
     )
 
 
@@ -213,7 +248,8 @@ def _certified(
     low, high = (ends.tolist() for ends in log.certified_accuracy_interval(radii, confidence=confidence, parity=parity))
     lower: list[float | None] = [None] * len(accuracy)
     if alpha is not None:
-        lower = [max(0.0, bound) for bound in log.certified_accuracy_lower(radii, alpha=alpha).tolist()]
+        bounds = log.certified_accuracy_lower(radii, alpha=alpha, parity=parity)
+        lower = [max(0.0, bound) for bound in bounds.tolist()]
     return tuple(
         At(r, share, ends, bound)
         for r, share, ends, bound in zip(radii, accuracy, zip(low, high, strict=True), lower, strict=True)
@@ -230,3 +266,16 @@ def envelope(rows: Sequence[Figures]) -> list[Best]:
             row = max(there, key=lambda row: (row.certified[place].accuracy, row.clean or 0.0))
             best.append(Best(at.radius, row.certified[place].accuracy, row.name))
     return best
+
+
+def incomparable(logs: Mapping[str, Results | Curve]) -> str | None:
+    """Return why no log can be called better than another; None if all that have radii are of the same images."""
+    if curves := [name for name, log in logs.items() if isinstance(log, Curve)]:
+        return f"{curves[0]} is a curve, which does not say of which images it is"
+    able = {name: log for name, log in logs.items() if isinstance(log, Results) and len(log) and log.radius is not None}
+    names = list(able)
+    for name in names[1:]:
+        one, other = able[names[0]], able[name]
+        if not (np.array_equal(one.idx, other.idx) and np.array_equal(one.label, other.label)):
+            return f"{names[0]} and {name} are not of the same images"
+    return None

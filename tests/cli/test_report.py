@@ -157,10 +157,10 @@ def test_options_change_the_figures(logs):
 
 def test_text(logs):
     overview, at_radii, note = report(*logs, "--alpha", "0.01", "--radii", "0,0.25,0.5", style="text").split("\n\n")
-    header = ["images", "sigma", "clean %", "abstain %", "ACR", "95% interval", "votes/image", "time"]
+    header = ["images", "sigma", "clean %", "abstain %", "ACR", "95% interval", "votes/image", "time", "plan"]
     assert [cells(line) for line in overview.splitlines()[:2]] == [
         header,
-        ["many", "4", "-", "75.00", "25.00", "0.225000", "0.0750-0.3000", "-", "0:06:00"],
+        ["many", "4", "-", "75.00", "25.00", "0.225000", "0.0750-0.3000", "-", "0:06:00", "-"],
     ]
     assert [cells(line) for line in at_radii.splitlines()] == [
         ["certified accuracy % at radius", "0", "0.25", "0.5"],
@@ -171,7 +171,9 @@ def test_text(logs):
         ["95% interval", "19.4-99.4", "6.8-93.2", "6.8-93.2"],
         ["lower bound", "50.00", "25.00", "25.00"],
     ]
-    assert note.startswith("* the best at this radius")
+    assert note == "* the best at this radius; of equals the one with the highest clean accuracy\n"
+    best = report(*logs, style="markdown").split("\n\n")[-1]
+    assert best.startswith("- \\* the best")
 
 
 def test_markdown(logs):
@@ -183,12 +185,12 @@ def test_markdown(logs):
 def test_csv(logs):
     rows = list(csv.DictReader(io.StringIO(report(*logs, "--radii", "0,0.5", "--alpha", "0.01", style="csv"))))
     found = {(row["log"], row["figure"], row["radius"]): row for row in rows}
-    assert len(found) == len(rows) == 2 * (7 + 4) + 2
+    assert len(found) == len(rows) == 2 * (8 + 4) + 2
     assert found["many", "images", ""]["value"] == "4"
     assert float(found["far", "acr", ""]["value"]) == pytest.approx(1.3 / 4)
     assert float(found["far", "acr", ""]["low"]) < 1.3 / 4 < float(found["far", "acr", ""]["high"])
     assert found["far", "certified", "0.5"]["value"] == "0.5"
-    assert found["many", "certified, lower bound", "0.0"]["value"] == "0.5"
+    assert found["many", "certified lower bound", "0.0"]["value"] == "0.5"
     assert found["far", "best", "0.5"]["value"] == "0.5"
     assert found["many", "samples", ""]["value"] == ""
 
@@ -200,7 +202,7 @@ def test_logs_of_ours_say_votes_sigma_and_alpha(tmp_path):
     log.write_text(header + rows)
     (row,) = report(log, "--alpha", "0.5", "--radii", "0")["logs"]
     assert (row["samples"], row["sigma"], row["certified"][0]["lower"]) == (210, 0.5, 0.5)
-    assert cells(report(log, style="text").splitlines()[1])[-2:] == ["210", "0:00:02"]
+    assert cells(report(log, style="text").splitlines()[1])[-3:] == ["210", "0:00:02", "-"]
 
 
 def test_logs_without_radii_or_rows(tmp_path, logs):
@@ -209,7 +211,7 @@ def test_logs_without_radii_or_rows(tmp_path, logs):
     arguments = [tmp_path / "predict.tsv", tmp_path / "empty.tsv"]
     text = report(*arguments, style="text")
     assert "certified" not in text
-    assert cells(text.splitlines()[2]) == ["empty", "0", "-", "-", "-", "-", "-", "-", "0:00:00"]
+    assert cells(text.splitlines()[2]) == ["empty", "0", "-", "-", "-", "-", "-", "-", "0:00:00", "-"]
     rows = report(*arguments, logs[0], "--radii", "0")
     assert [len(row["certified"]) for row in rows["logs"]] == [0, 0, 1]
     result = invoke("report", *arguments, "--plot", tmp_path / "x.png")
@@ -222,6 +224,88 @@ def test_pictures(tmp_path, logs):
     for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
         report(*logs, "--plot", tmp_path / f"x{suffix}")
         assert (tmp_path / f"x{suffix}").read_bytes().startswith(start)
+
+
+def with_plan(log, plan):
+    log.with_name(log.name + ".json").write_text(json.dumps({"plan": plan}))
+    return log
+
+
+def test_the_plan_is_shown(logs):
+    many, far = logs
+    with_plan(many, "FixedBudget(n0=10, n=100, alpha=0.001)")
+    overview, *_ = report(*logs, style="text").split("\n\n")
+    assert [cells(line)[-1] for line in overview.splitlines()] == ["plan", "FixedBudget n=100", "-"]
+    assert [row["plan"] for row in report(*logs)["logs"]] == ["FixedBudget(n0=10, n=100, alpha=0.001)", None]
+    assert 'many,plan,,"FixedBudget(n0=10, n=100, alpha=0.001)",,' in report(*logs, style="csv")
+    with_plan(far, "FixedBudget(n0=20, n=100, alpha=0.001)")
+    for style, bullet in (("text", ""), ("markdown", "- ")):
+        text = report(*logs, style=style)
+        assert f"\n{bullet}[1] FixedBudget(n0=10, n=100, alpha=0.001)\n{bullet}[2] FixedBudget(n0=20," in text
+    with_plan(far, f"OnGrid(radii={tuple(place / 100 for place in range(9))}, n=100)")
+    text = report(*logs, style="text")
+    assert cells(text.splitlines()[2])[-1] == "[1]"
+    assert "\n[1] OnGrid(radii=(0.0, 0.01, " in text
+
+
+def test_plans_with_radii_of_their_own(logs):
+    many, far = logs
+    with_plan(many, "AtRadius(r=0.3, n=100)")
+    with_plan(far, "OnGrid(radii=(0.0, 0.1, 0.6, 0.9), n=100)")
+    text = report(*logs, "--radii", "0.9,0.3", style="text")
+    overview, at_radii, notes = text.split("\n\n")
+    assert cells(overview.splitlines()[1])[3:7] == ["-", "25.00", "-", "-"]
+    assert cells(overview.splitlines()[2])[3:6] == ["75.00", "0.00", "0.325000"]
+    assert [cells(line) for line in at_radii.splitlines()][:3] == [
+        ["certified accuracy % at radius", "0.3", "0.9"],
+        ["many", "*75.00", "-"],
+        ["95% interval", "19.4-99.4", "-"],
+    ]
+    assert notes.splitlines()[2:] == [
+        "OnGrid: radii, and so ACR, are rounded down to those of the plan",
+        "a plan that begins above radius 0 abstains where its first radius is not certified, so clean is -",
+        "AtRadius and OnGrid show between their radii what holds at the next larger one, beyond them -",
+    ]
+    assert report(many, style="text").splitlines()[3].split()[-1] == "0.3"  # the plan's radius by default
+
+
+def test_no_best_of_other_images(logs):
+    many, far = logs
+    lines = far.read_text().splitlines()
+    far.write_text("\n".join(lines[:-1]) + "\n")
+    text = report(*logs, style="text")
+    assert "*" not in text
+    assert text.endswith("\nno best is marked: many and far are not of the same images\n")
+    content = report(*logs)
+    assert (content["best"], content["notes"]) == (
+        [],
+        ["no best is marked: many and far are not of the same images"],
+    )
+    assert "no best" not in report(many, style="text")
+
+
+def test_numbers_for_programs_are_rounded(tmp_path):
+    label = np.zeros(10, dtype=np.int64)
+    radius = np.full(10, 0.1) + np.arange(10) * 1e-17
+    write_results(tmp_path / "x.tsv", Results(np.arange(10), label, label, radius, label == 0, np.full(10, 0.1)))
+    (row,) = report(tmp_path / "x.tsv", "--radii", "0:1:0.1")["logs"]
+    assert row["seconds"] == 1.0
+    assert [at["radius"] for at in row["certified"]] == [place / 10 for place in range(11)]
+    text = report(tmp_path / "x.tsv", "--radii", "0:1:0.1", style="csv")
+    assert "0000000" not in text
+    assert "99999" not in text
+
+
+def test_a_picture_that_cannot_be_written(tmp_path, logs):
+    pytest.importorskip("matplotlib")
+    result = invoke("report", *logs, "--plot", tmp_path / "nowhere" / "x.png")
+    assert result.exit_code == 2
+    assert f"there is no folder {tmp_path / 'nowhere'}" in re.sub(r"\s+", " ", result.output)
+    (tmp_path / "x.png").symlink_to(tmp_path / "nowhere" / "x.png")
+    result = invoke("report", *logs, "--plot", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: plot: {tmp_path / 'x.png'}: cannot be written (No such file or directory)\n"
+    assert "certified accuracy" in result.stdout
 
 
 def test_names_of_logs(tmp_path, logs):

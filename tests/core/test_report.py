@@ -1,7 +1,15 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from rs_plugins.core.report import Curve, default_radii, envelope, figures, read_log
+from rs_plugins.core.logged_plan import LoggedPlan, read_plan, understood
+from rs_plugins.core.plans.anytime import Anytime
+from rs_plugins.core.plans.at_radius import AtRadius
+from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.plans.on_grid import OnGrid
+from rs_plugins.core.report import Curve, default_radii, envelope, figures, incomparable, read_log
 from rs_plugins.core.results import Results
 from rs_plugins.errors import ResultsError
 
@@ -77,3 +85,78 @@ def test_the_envelope_leaves_out_what_is_not_known():
 def test_a_curve_that_does_not_begin_at_zero_has_no_clean_accuracy():
     assert figures("x", CURVE, [0.1]).clean == 0.9
     assert figures("x", Curve(CURVE.radii + 0.1, CURVE.accuracy), [0.1]).clean is None
+
+
+@pytest.mark.parametrize(
+    ("text", "short", "radii"),
+    [
+        (repr(FixedBudget(n=1000)), "FixedBudget n=1000", ()),
+        (repr(Anytime(n=500)), "Anytime n=500", ()),
+        (repr(AtRadius(0.5, n=500)), "AtRadius 0.5 n=500", (0.5,)),
+        (repr(OnGrid([0, 0.25], n=500)), "OnGrid 0/0.25 n=500", (0.0, 0.25)),
+        ("OnGrid([0, 0.25], n=500)", "OnGrid 0/0.25 n=500", (0.0, 0.25)),
+        ("OnGrid((0.5,))", "OnGrid 0.5", (0.5,)),
+        ("AtRadius(0.5)", "AtRadius 0.5", (0.5,)),
+        ("Theirs(r=0.5, n=3)", "Theirs n=3", ()),
+        ("<theirs at 0x7f>", "<theirs at 0x7f>", ()),
+        ("Theirs(what=object)", "Theirs(what=object)", ()),
+        ("AtRadius(r='far')", "AtRadius(r='far')", ()),
+    ],
+)
+def test_plans_are_understood(text, short, radii):
+    assert understood(text) == LoggedPlan(text, short, radii)
+
+
+def test_the_plan_is_in_the_record(tmp_path):
+    log, record = tmp_path / "x.tsv", tmp_path / "x.tsv.json"
+    assert read_plan(log) is None
+    for content in ("{", "[]", "{}", '{"plan": 3}', '{"plan": ""}'):
+        record.write_text(content)
+        assert read_plan(log) is None
+    record.write_text(json.dumps({"plan": "Anytime(n=10)"}))
+    assert read_plan(log) == LoggedPlan("Anytime(n=10)", "Anytime n=10")
+
+
+LOG = table([0.5, 0.5, 0.0, 0.5])
+
+
+def test_what_a_plan_does_not_tell_is_not_shown():
+    any_radius = figures("x", LOG, [0, 0.5, 0.7], plan=understood("FixedBudget(n=9)"))
+    assert (any_radius.clean, any_radius.acr, any_radius.certified[2].accuracy) == (1, 0.375, 0)
+    one = figures("x", LOG, [0, 0.5, 0.7], alpha=0.01, plan=understood("AtRadius(r=0.5)"))
+    assert (one.clean, one.acr, one.acr_interval) == (None, None, None)
+    assert [at.accuracy for at in one.certified[:2]] == [1, 0.75]
+    assert np.isnan(one.certified[2].accuracy)
+    assert (one.certified[2].interval, one.certified[2].lower) == (None, None)
+    at_zero = figures("x", LOG, [0], plan=understood("AtRadius(r=0)"))
+    assert (at_zero.clean, at_zero.acr) == (1, None)
+    grid = figures("x", LOG, [0.5, 0.7], plan=understood("OnGrid(radii=(0.0, 0.5))"))
+    assert (grid.clean, grid.acr) == (1, 0.375)
+    assert np.isnan(grid.certified[1].accuracy)
+    assert figures("x", LOG, [0.5], plan=understood("OnGrid(radii=(0.25, 0.5))")).clean is None
+
+
+def test_a_log_that_cannot_say_is_not_the_best():
+    rows = [
+        figures("one", table([0.5]), [0.5, 0.75], plan=understood("AtRadius(r=0.5)")),
+        figures("any", table([0.1]), [0.5, 0.75]),
+    ]
+    assert [at.name for at in envelope(rows)] == ["one", "any"]
+
+
+def test_default_radii_are_those_of_plans():
+    one, grid = understood("AtRadius(r=0.3)"), understood("OnGrid(radii=(0.0, 0.3, 0.4))")
+    assert default_radii({"a": LOG, "b": LOG}, {"a": one, "b": grid}) == [0, 0.3, 0.4]
+    assert default_radii({"a": LOG, "b": LOG}, {"a": one, "b": None}) == [0, 0.25, 0.3, 0.5, 0.75]
+    many = LoggedPlan("x", "x", tuple(np.arange(1, 21) / 100))
+    assert default_radii({"a": LOG, "b": LOG}, {"a": many, "b": None}) == [0, 0.25, 0.5, 0.75]
+
+
+def test_what_can_be_compared():
+    same, other_images = table([0.1] * 4), replace(LOG, idx=LOG.idx + 1)
+    other_labels, empty = replace(LOG, label=LOG.label + 1), table([])
+    predictions = replace(other_images, radius=None)
+    assert incomparable({"a": LOG, "b": same, "empty": empty, "predictions": predictions}) is None
+    for other in (other_images, other_labels, table([0.1])):
+        assert incomparable({"a": LOG, "b": same, "c": other}) == "a and c are not of the same images"
+    assert incomparable({"a": LOG, "b": CURVE}) == "b is a curve, which does not say of which images it is"
