@@ -5,7 +5,7 @@ all images, so that results do not depend on how images are batched.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Literal
 
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count, check_seed
-from rs_plugins.core.geometry import expand_like
 from rs_plugins.core.models import NoisyModule, check_logits, check_noiseless
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
+from rs_plugins.core.objectives import LOG_MEAN_SOFTMAX, Logits, log_probabilities, noisy_logits, passes
 from rs_plugins.core.streams import fresh_seed, stream
-from rs_plugins.core.votes import Counts, Poll, default_chunk
-from rs_plugins.errors import InputError, ModelError
+from rs_plugins.core.votes import Counts, Poll
+from rs_plugins.errors import InputError
 
-Logits = Callable[[Tensor], Tensor]
 NoiseMode = Literal["fixed", "fresh"]
 
 
@@ -141,10 +140,11 @@ def soft_vote(logits: Logits, x: Tensor, draws: Tensor, *, chunk: int | None = N
         draws: The e_i, (m, *input).
         chunk: At most this many noisy images per forward pass.
     """
-    images, parts = _passes(x, draws, chunk)
+    images, parts = passes(x, draws, chunk)
 
     def log_sum(xs: Tensor) -> Tensor:
-        return reduce(torch.logaddexp, (_log_probabilities(logits, xs, part).logsumexp(dim=1) for part in parts))
+        shares = (log_probabilities(noisy_logits(logits, xs, part)).logsumexp(dim=1) for part in parts)
+        return reduce(torch.logaddexp, shares)
 
     total = torch.cat([log_sum(xs) for xs in x.split(images)]) - math.log(len(draws))
     return total.masked_fill(total < torch.finfo(total.dtype).min / 2, -math.inf)
@@ -155,64 +155,13 @@ def soft_vote_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return J(x) = -log((1/m) Σ_i softmax(f(x + e_i))_y), (n,), and its gradient in x, (n, *input).
 
-    The draws are processed in passes of at most ``chunk`` noisy images. With L_c the log of the sum over pass c and L
-    that of all, the gradient of L is Σ_c exp(L_c - L) ∇L_c, kept like a running logsumexp: memory does not grow with m.
+    `rs_plugins.core.objectives` has this loss and others.
 
-    Works under `torch.no_grad` and `torch.inference_mode`, and leaves the gradients of the parameters alone.
+    Works under `torch.no_grad` and `torch.inference_mode`, leaves the gradients of the parameters alone, and needs no
+    more memory for more draws.
 
     Raises:
         ModelError: If no gradient flows from the logits to the input.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        x, y, draws = x.detach().clone(), y.clone(), draws.clone()
-        if not len(x):
-            return x.new_zeros(0), x
-        images, parts = _passes(x, draws, chunk)
-        pairs = [
-            _log_sum_gradient(logits, xs, ys, parts) for xs, ys in zip(x.split(images), y.split(images), strict=True)
-        ]
-        totals, gradients = zip(*pairs, strict=True)
-        return math.log(len(draws)) - torch.cat(totals), -torch.cat(gradients)
-
-
-def _log_sum_gradient(logits: Logits, x: Tensor, y: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return L = log Σ_i softmax(f(x + e_i))_y over all draws of ``parts``, and ∇L."""
-    total = x.new_full((len(x),), -math.inf, dtype=torch.promote_types(x.dtype, torch.float32))
-    gradient = torch.zeros_like(x)
-    for part in parts:
-        leaf = x.clone().requires_grad_()
-        chosen = _log_probabilities(logits, leaf, part)[torch.arange(len(x)), :, y]
-        share = chosen.logsumexp(dim=1)
-        # Logits can have a gradient that goes to the parameters alone.
-        (slope,) = torch.autograd.grad(share.sum(), leaf, allow_unused=True) if share.requires_grad else (None,)
-        if slope is None:
-            raise ModelError("model: no gradient flows from its logits to its input, so gradients cannot attack it")
-        share = share.detach()
-        new = torch.logaddexp(total, share)
-        gradient = _weighted(gradient, total - new) + _weighted(slope, share - new)
-        total = new
-    return total, gradient
-
-
-def _log_probabilities(logits: Logits, x: Tensor, draws: Tensor) -> Tensor:
-    """Return log softmax(f(x + e_i)) for n images and k draws, (n, k, classes), at least in single precision.
-
-    Probability 0 gives the lowest finite number: the gradient of a logsumexp over -inf alone would be NaN.
-    """
-    noisy = (x.unsqueeze(1) + draws).flatten(0, 1)
-    output = check_logits(logits(noisy), len(noisy))
-    output = output.to(torch.promote_types(output.dtype, torch.float32))
-    output = output.log_softmax(dim=1)
-    output = output.masked_fill(output == -math.inf, torch.finfo(output.dtype).min)
-    return output.reshape(len(x), len(draws), output.shape[1])
-
-
-def _passes(x: Tensor, draws: Tensor, chunk: int | None) -> tuple[int, Sequence[Tensor]]:
-    """Return how many images go into one pass, and the draws split so that it holds at most ``chunk`` noisy images."""
-    chunk = chunk or default_chunk(draws[0], x.device)
-    images = max(1, min(len(x), chunk))
-    return images, draws.split(max(1, chunk // images))
-
-
-def _weighted(gradient: Tensor, log_weight: Tensor) -> Tensor:
-    return gradient * expand_like(log_weight.exp(), gradient).to(gradient.dtype)
+    loss, gradient, _ = LOG_MEAN_SOFTMAX.look(logits, x, y, draws, chunk=chunk)
+    return loss, gradient

@@ -9,7 +9,8 @@ from rs_plugins.core.attacks.pgd import pgd_l2
 from rs_plugins.core.checks import check_count, check_images, check_labels, check_seed
 from rs_plugins.core.models import check_logits
 from rs_plugins.core.noise import Family, GaussianNoise, make_noise
-from rs_plugins.core.smoothing import Logits, NoiseMode, check_noise_mode, shared_draws, soft_vote_gradient
+from rs_plugins.core.objectives import Logits
+from rs_plugins.core.smoothing import NoiseMode, check_noise_mode, shared_draws, soft_vote_gradient
 from rs_plugins.core.streams import fresh_seed, stream
 
 
