@@ -16,6 +16,7 @@ from rs_plugins.core.black_box import Predict
 from rs_plugins.core.certification import Certificate, Certificates, certify
 from rs_plugins.core.checks import check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.identity import identity
 from rs_plugins.core.models import device_and_dtype, probe
 from rs_plugins.core.plans.fixed_budget import FixedBudget
@@ -38,7 +39,7 @@ _Run = Callable[..., Certificates]
 
 def certify_data_set(
     model: nn.Module | Predict,
-    data: DataSet,
+    data: DataSet | str,
     sigma: float,
     log: str | Path,
     *,
@@ -58,7 +59,7 @@ def certify_data_set(
 
     Args:
         model: The base classifier, as in `certify`.
-        data: The images with their labels.
+        data: The images with their labels, as `open_data_set` returns them, or the text that it takes, ``"mnist:DIR"``.
         sigma: Standard deviation of the noise, in pixels.
         log: The file to write; beside it ``log.json`` with what the certificates are made with.
         plan: How many votes to spend; `FixedBudget` with the paper's numbers by default.
@@ -83,6 +84,7 @@ def certify_data_set(
     if not log.parent.is_dir():
         raise InputError(f"log: there is no folder {log.parent}")
     _check_sigma(sigma)
+    data = _data_set(data)
     selection = selection or Selection()
     positions = selection.positions(len(data))
     run: _Run = partial(certify, model, sigma=sigma, plan=plan, seed=check_seed(seed), **options)
@@ -106,6 +108,15 @@ def certify_data_set(
                 writer.write(certificate, label)
                 bar.add(certificate, label)
     return read_results(log)
+
+
+def _data_set(data: object) -> DataSet:
+    opened = open_data_set(data) if isinstance(data, str) else data
+    if not isinstance(opened, DataSet):
+        raise InputError(
+            f'data: expected a data set, as open_data_set("mnist:DIR") makes it, got {type(data).__name__}'
+        )
+    return opened
 
 
 def _check_sigma(sigma: float) -> None:

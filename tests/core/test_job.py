@@ -566,3 +566,16 @@ def test_images_of_a_file(tmp_path, whole):
     np.savez(tmp_path / "x.npz", images=IMAGES[:, 0], labels=LABELS)
     job(tmp_path / "log.tsv", data=open_data_set(f"npz:{tmp_path / 'x.npz'}"))
     assert content(tmp_path / "log.tsv")[0] == content(whole)[0]
+
+
+def test_data_by_its_name(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 3, 3), dtype=np.uint8), labels=np.arange(2))
+    results = certify_data_set(
+        network(), f"npz:{tmp_path / 'x.npz'}", 0.5, tmp_path / "log.tsv", plan=FixedBudget(n=20), device="cpu"
+    )
+    assert len(results) == 2
+    with pytest.raises(
+        InputError, match=r'data: expected a data set, as open_data_set\("mnist:DIR"\) makes it, got tuple'
+    ):
+        certify_data_set(network(), (IMAGES, LABELS), 0.5, tmp_path / "other.tsv")
+    assert not (tmp_path / "other.tsv").exists()
