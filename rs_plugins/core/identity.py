@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from rs_plugins.core.models import UnseenModule, digest
 
-LONG = 200  # characters of a description, of longer ones a hash
+_LONG = 200  # characters of a description, of longer ones a hash
 _OWN = frozenset(vars(nn.Module()))  # torch's bookkeeping, and `training`
+_COMPILER = "_torchdynamo_"  # attributes of compiled modules begin so; one is an address
 _KNOWN_BY_VERSION = ("torch", "numpy")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 _STORES = ("STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
@@ -89,7 +90,7 @@ class _Account:
             text = self._text(value)
         finally:
             self._open.discard(id(value))
-        text = hashlib.sha256(text.encode()).hexdigest() if len(text) > LONG else text
+        text = hashlib.sha256(text.encode()).hexdigest() if len(text) > _LONG else text
         if isinstance(value, FunctionType):
             self._functions[value] = text
         return text
@@ -138,7 +139,9 @@ class _Account:
         functions = list(_reached(type(module), [own.get("forward"), *hooks]))
         yield from map(self.of, functions)
         states = _OWN.union(*(_stored(function.__code__) for function in functions))
-        yield from (f"{name} = {self.of(own[name])}" for name in sorted(own.keys() - states))
+        yield from (
+            f"{name} = {self.of(own[name])}" for name in sorted(own.keys() - states) if not name.startswith(_COMPILER)
+        )
         if isinstance(module, torch.jit.ScriptModule) and hasattr(module, "code"):
             yield str(module.code)
 

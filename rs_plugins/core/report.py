@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rs_plugins.core.logged_plan import LoggedPlan, read_plan
+from rs_plugins.core.merging import warn_unfinished
 from rs_plugins.core.results import Floats, Results
 from rs_plugins.core.results_files import read_results, text_of
 from rs_plugins.errors import InputError, ResultsError
@@ -128,11 +129,17 @@ def _names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 def read_log(path: str | os.PathLike[str]) -> Results | Curve:
     """Read a log, a prediction log, or a curve: lines of radius and accuracy without a header.
 
+    Where the record beside a log names more images than it holds there is a `ResultsWarning`.
+
     Raises:
         ResultsError: If it is none of these.
     """
     first, *_ = text_of(Path(path).read_bytes(), path).split("\n")
-    return _read_curve(path) if _numbers(first) is not None else read_results(path)
+    if _numbers(first) is not None:
+        return _read_curve(path)
+    results = read_results(path)
+    warn_unfinished(Path(path), results)
+    return results
 
 
 def _read_curve(path: str | os.PathLike[str]) -> Curve:

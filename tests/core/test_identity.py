@@ -157,6 +157,12 @@ def test_modules_that_know_each_other_are_described():
     assert identity(first) == identity(first) != identity(second)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
+def test_a_compiled_module_is_the_same_each_time():
+    first, second = torch.compile(Net()), torch.compile(Net())
+    assert identity(first) == identity(second) != identity(torch.compile(changed(CHANGES["tensor"])))
+
+
 def test_another_process_finds_the_same(tmp_path):
     """Also where a printed form holds an address, or a constant is a set, whose order changes."""
     (tmp_path / "nets.py").write_text(

@@ -1,4 +1,5 @@
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
 from rs_plugins.core.report import Curve, default_radii, envelope, figures, incomparable, read_log
 from rs_plugins.core.results import Results
+from rs_plugins.core.results_files import write_results
 from rs_plugins.errors import ResultsError
 
 
@@ -160,3 +162,20 @@ def test_what_can_be_compared():
     for other in (other_images, other_labels, table([0.1])):
         assert incomparable({"a": LOG, "b": same, "c": other}) == "a and c are not of the same images"
     assert incomparable({"a": LOG, "b": CURVE}) == "b is a curve, which does not say of which images it is"
+
+
+def test_the_lower_bound_compares_radii_as_the_curve_does():
+    (at,) = figures("log", table([0.825] * 4), [0.8250000000000001], alpha=0.001, parity=True).certified
+    assert (at.accuracy, at.lower) == (0, 0)
+
+
+@pytest.mark.parametrize(("record", "said"), [({"start": 0, "stop": 6, "skip": 2, "shard": [0, 1]}, 3), (None, 0)])
+def test_a_log_that_is_not_finished_is_reported_with_a_warning(tmp_path, record, said):
+    log = tmp_path / "log.tsv"
+    write_results(log, replace(table([0.5, 0.5]), idx=np.array([0, 2])))
+    (tmp_path / "log.tsv.json").write_text(json.dumps({"images": 9, "selection": record}))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        read_log(log)
+    texts = [str(warning.message) for warning in seen]
+    assert texts == ([f"{log}: not finished: 2 of 3 images; the figures are of these alone"] if said else [])

@@ -1,3 +1,5 @@
+import os
+import stat
 from dataclasses import replace
 
 import numpy as np
@@ -192,3 +194,16 @@ def test_numbers_of_other_libraries_can_be_written(tmp_path):
     with ResultsWriter(tmp_path / "log.tsv") as writer:
         writer.write(made, 0)
     assert len(read_results(tmp_path / "log.tsv")) == 1
+
+
+def test_the_names_of_a_record_and_a_log_are_forced_to_disk_too(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor):
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", watched)
+    with ResultsWriter(tmp_path / "log.tsv") as writer:
+        writer.write(certificates()[0], 0)
+    assert synced == [False, True, False, False]  # record, folder, header, row
