@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rs_plugins.cli.model_errors import plain_model_errors
 from rs_plugins.cli.plain_warnings import plain_warnings
+from rs_plugins.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from rs_plugins.core.plans.protocol import Plan
     from rs_plugins.core.results import Results
 
@@ -20,6 +24,12 @@ def _parse_shard(_context: click.Context, _option: click.Parameter, text: str) -
     if not (slash and part.isdecimal() and parts.isdecimal()):
         raise click.BadParameter(f"expected I/N such as 0/4, got {text!r}")
     return int(part), int(parts)
+
+
+def _check_log(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+    if path.exists() and not path.is_file():
+        raise click.BadParameter(f"expected a file, got {path}, which is something else")
+    return path
 
 
 @click.command(
@@ -48,7 +58,13 @@ def _parse_shard(_context: click.Context, _option: click.Parameter, text: str) -
     metavar="NAME[:OPTION=VALUE,...]",
     help="How many votes, such as fixed:n0=100,n=100000,alpha=0.001 or on-grid:radii=0/0.25/0.5.",
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The log to write.")
+@click.option(
+    *("--out", "out"),
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    callback=_check_log,
+    help="The log to write.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the log if it exists.")
 @click.option("--start", type=int, default=0, show_default=True, help="First image.")
 @click.option("--stop", type=int, help="Image before which to stop.")
@@ -85,7 +101,7 @@ def certify(out: Path, quiet: bool, **options: Any) -> None:
     is rs_plugins.core.job.certify_data_set.
     """
     try:
-        with plain_warnings():
+        with plain_warnings(), plain_model_errors():
             results = _run(out, not quiet and sys.stderr.isatty(), **options)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; {_written(out)}; go on with the same command and --resume", err=True)
@@ -96,7 +112,6 @@ def certify(out: Path, quiet: bool, **options: Any) -> None:
 def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: str, **options: Any) -> "Results":
     import torch
 
-    from rs_plugins.core.checkpoints import load_weights, make_model
     from rs_plugins.core.data_sets.opening import open_data_set
     from rs_plugins.core.job import Selection, certify_data_set
     from rs_plugins.core.models import check_device
@@ -105,9 +120,7 @@ def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: s
     selection = Selection(*(options[name] for name in ("start", "stop", "skip", "shard")))
     if "" not in sys.path:
         sys.path.insert(0, "")
-    network = make_model(model)
-    if weights is not None:
-        load_weights(network, weights)
+    network = _network(model, weights)
     data = open_data_set(options["data"], split=options["split"], image_size=options["image_size"])
     return certify_data_set(
         *(network.to(device), data, options["sigma"], out),
@@ -122,6 +135,19 @@ def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: s
         channels_last=options["channels_last"],
         compile=options["compile"],
     )
+
+
+def _network(target: str, weights: Path | None) -> "nn.Module":
+    """Return the model, with ``weights``; without, what the function returns has to be the same each time."""
+    from rs_plugins.core.checkpoints import load_weights, make_model
+    from rs_plugins.core.models import digest
+
+    network = make_model(target)
+    if weights is not None:
+        load_weights(network, weights)
+    elif digest(network) != digest(make_model(target)):
+        raise InputError(f"model: {target} returns other weights each time; give --weights")
+    return network
 
 
 def _plan(text: str) -> "Plan":
@@ -144,12 +170,22 @@ def _written(out: Path) -> str:
         return "no image is done yet"
     from rs_plugins.core.results_files import read_results
 
-    return f"{len(read_results(out))} images are in {out}"
+    held = len(read_results(out))
+    return f"{held} {'image is' if held == 1 else 'images are'} in {out}"
 
 
 def _summary(out: Path, results: "Results") -> str:
-    return (
-        f"{out}: {len(results)} images, certified {results.certified_accuracy([0])[0]:.2%}, "
-        f"ACR {results.average_certified_radius:.4f}, abstained {results.abstention:.2%}; more with: "
-        f"rs-plugins report {out}"
-    )
+    """Return the figures in a line, of a plan with radii of its own at these."""
+    from rs_plugins.core.logged_plan import read_plan
+
+    plan, images = read_plan(out), f"{len(results)} {'image' if len(results) == 1 else 'images'}"
+    own = [] if plan is None else plan.radii
+    if not own:
+        figures = (
+            f"certified {results.certified_accuracy([0])[0]:.2%}, ACR {results.average_certified_radius:.4f}, "
+            f"abstained {results.abstention:.2%}"
+        )
+    else:
+        shares = zip(own, results.certified_accuracy(own), strict=True)
+        figures = f"certified {', '.join(f'{share:.2%} at {radius:g}' for radius, share in shares)}"
+    return f"{out}: {images}, {figures}; more with: rs-plugins report {out}"

@@ -35,6 +35,23 @@ class Slow(nn.Module):
         return self.net(x)
 def broken():
     raise ValueError("no weights")
+def random():
+    return linear()
+class Fails(nn.Module):
+    def __init__(self, after):
+        super().__init__()
+        self.net, self.left = linear(), after
+    def forward(self, x):
+        self.left -= os.path.exists("log.tsv") and os.path.getsize("log.tsv") > 300
+        if self.left < 0:
+            torch.zeros(3) + torch.zeros(4)
+        return self.net(x)
+def fails():
+    torch.manual_seed(0)
+    return Fails(0)
+def fails_at_once():
+    torch.manual_seed(0)
+    return Fails(-1)
 def interrupted():
     raise KeyboardInterrupt
 """
@@ -185,6 +202,72 @@ def test_mistakes_are_one_line_and_no_file(more, message):
 
 
 @pytest.mark.usefixtures("folder")
+def test_random_weights_are_refused():
+    command = COMMAND.replace("--weights w.pt", "")
+    result = invoke(command, "--model", "my_models:random")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: model: my_models:random returns other weights each time; give --weights\n"
+    assert not Path("log.tsv").exists()
+    Path("my_models.py").write_text(MODELS.replace("def linear():", "def linear():\n    torch.manual_seed(0)"))
+    sys.modules.pop("my_models")
+    assert invoke(command, "--model", "my_models:random").exit_code == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_a_model_raises_is_a_line_and_the_place():
+    reason = "RuntimeError: The size of tensor a (3) must match the size of tensor b (4) at non-singleton dimension 0"
+    line = 1 + MODELS.splitlines().index("            torch.zeros(3) + torch.zeros(4)")
+    place = f"  my_models.py:{line}, in forward: torch.zeros(3) + torch.zeros(4)\n"
+    command = COMMAND.replace("--weights w.pt", "")
+    result = invoke(command, "--model", "my_models:fails_at_once")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: model: it fails on an input of shape (1, 1, 3, 3): {reason}\n{place}"
+    result = invoke(command, "--model", "my_models:fails", "--chunk", "50")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: model: it fails: {reason}\n{place}"
+    assert 2 <= len(read_results("log.tsv")) < 12
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_place_of_an_error_in_the_function_is_named():
+    result = invoke(COMMAND, "--model", "my_models:broken")
+    line = 1 + MODELS.splitlines().index('    raise ValueError("no weights")')
+    assert f'\n  my_models.py:{line}, in broken: raise ValueError("no weights")\n' in result.stderr
+
+
+@pytest.mark.usefixtures("folder")
+def test_our_own_errors_are_not_those_of_a_model(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("rs_plugins.core.job.certify_data_set", fail)
+    result = invoke(COMMAND)
+    assert str(result.exception) == "ours"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("plan", "summary"),
+    [
+        ("at-radius:r=0.1,n=100", r"certified [\d.]+% at 0.1"),
+        ("on-grid:radii=0/0.1,n=100", r"certified [\d.]+% at 0, [\d.]+% at 0.1"),
+    ],
+)
+def test_the_summary_knows_the_plan(plan, summary):
+    result = invoke(COMMAND, "--plan", plan, "--stop", "1")
+    assert re.fullmatch(f"log.tsv: 1 image, {summary}; more with: rs-plugins report log.tsv\n", result.stdout)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_log_that_can_be_no_file():
+    os.mkfifo("pipe")
+    for out in ("pipe", os.devnull):
+        result = invoke(COMMAND, "--out", out)
+        assert result.exit_code == 2
+        assert f"expected a file, got {out}, which is something else" in re.sub(r"\s+", " ", result.output)
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("text", ["1", "a/3", "-1/3", "1/"])
 def test_a_shard_that_is_none(text):
     result = invoke(COMMAND, "--shard", text)
@@ -205,7 +288,8 @@ def test_warnings_are_one_line():
 def test_the_data_options_are_used():
     pytest.importorskip("sklearn")
     Path("my_models.py").write_text(MODELS.replace("Linear(9, 4)", "Linear(64, 10)"))
-    command = COMMAND.replace("--weights w.pt", "").replace("npz:squares.npz", "digits")
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), "w.pt")
+    command = COMMAND.replace("npz:squares.npz", "digits")
     result = invoke(command, "--split", "train", "--stop", "2")
     assert result.exit_code == 0, result.output
     assert record()["data"] == "digits train"
@@ -219,7 +303,8 @@ def test_image_folders_are_scaled():
         Path("pictures", name).mkdir(parents=True)
         Image.new("RGB", size).save(f"pictures/{name}/x.png")
     Path("my_models.py").write_text(MODELS.replace("Linear(9, 4)", "Linear(27, 2)"))
-    command = COMMAND.replace("--weights w.pt", "").replace("npz:squares.npz", "imagefolder:pictures")
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(27, 2)).state_dict(), "w.pt")
+    command = COMMAND.replace("npz:squares.npz", "imagefolder:pictures")
     assert "expected images of one size" in invoke(command).output
     assert invoke(command, "--image-size", "3").exit_code == 0
     assert record()["shape"] == "3x3x3"
