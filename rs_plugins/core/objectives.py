@@ -63,7 +63,7 @@ class _LogMeanSoftmax:
 
     def loss(self, logits: Logits, x: Tensor, y: Tensor, draws: Tensor, *, chunk: int | None = None) -> Tensor:
         def one(xs: Tensor, ys: Tensor, parts: Sequence[Tensor]) -> Tensor:
-            return -reduce(torch.logaddexp, (_chosen(noisy_logits(logits, xs, e), ys).logsumexp(1) for e in parts))
+            return -reduce(torch.logaddexp, (chosen(noisy_logits(logits, xs, e), ys).logsumexp(1) for e in parts))
 
         with torch.no_grad():
             return math.log(len(draws)) + over_images(one, x, y, draws, chunk)
@@ -72,20 +72,20 @@ class _LogMeanSoftmax:
         """With L_c the log of the sum over pass c and L that of all, ∇L = Σ_c exp(L_c - L) ∇L_c, kept as it grows."""
 
         def one(xs: Tensor, ys: Tensor, parts: Sequence[Tensor]) -> Look:
-            total, votes = _zeros(xs) - math.inf, ys.new_zeros(1)
-            gradient = torch.zeros_like(xs, dtype=_exact(xs))
+            total, votes = zeros(xs) - math.inf, ys.new_zeros(1)
+            gradient = torch.zeros_like(xs, dtype=exact(xs))
             for part in parts:
                 leaf = xs.clone().requires_grad_()
                 output = noisy_logits(logits, leaf, part)
-                share = _chosen(output, ys).logsumexp(dim=1)
+                share = chosen(output, ys).logsumexp(dim=1)
                 slope = _slope(share, leaf)
                 share = share.detach()
                 new = torch.logaddexp(total, share)
-                gradient = _weighted(gradient, total - new) + _weighted(slope.to(gradient.dtype), share - new)
+                gradient = weighted(gradient, total - new) + weighted(slope.to(gradient.dtype), share - new)
                 total, votes = new, votes + count_votes(output)
             return Look(math.log(len(draws)) - total, -gradient.to(xs.dtype), votes)
 
-        return _look_over_images(one, x, y, draws, chunk)
+        return look_over_images(one, x, y, draws, chunk)
 
 
 class _MeanCrossEntropy:
@@ -95,24 +95,24 @@ class _MeanCrossEntropy:
 
     def loss(self, logits: Logits, x: Tensor, y: Tensor, draws: Tensor, *, chunk: int | None = None) -> Tensor:
         def one(xs: Tensor, ys: Tensor, parts: Sequence[Tensor]) -> Tensor:
-            return -sum((_chosen(noisy_logits(logits, xs, e), ys).sum(1) for e in parts), _zeros(xs))
+            return -sum((chosen(noisy_logits(logits, xs, e), ys).sum(1) for e in parts), zeros(xs))
 
         with torch.no_grad():
             return over_images(one, x, y, draws, chunk) / len(draws)
 
     def look(self, logits: Logits, x: Tensor, y: Tensor, draws: Tensor, *, chunk: int | None = None) -> Look:
         def one(xs: Tensor, ys: Tensor, parts: Sequence[Tensor]) -> Look:
-            total, votes = _zeros(xs), ys.new_zeros(1)
-            gradient = torch.zeros_like(xs, dtype=_exact(xs))
+            total, votes = zeros(xs), ys.new_zeros(1)
+            gradient = torch.zeros_like(xs, dtype=exact(xs))
             for part in parts:
                 leaf = xs.clone().requires_grad_()
                 output = noisy_logits(logits, leaf, part)
-                share = -_chosen(output, ys).sum(dim=1) / len(draws)
+                share = -chosen(output, ys).sum(dim=1) / len(draws)
                 gradient = gradient + _slope(share, leaf)
                 total, votes = total + share.detach(), votes + count_votes(output)
             return Look(total, gradient.to(xs.dtype), votes)
 
-        return _look_over_images(one, x, y, draws, chunk)
+        return look_over_images(one, x, y, draws, chunk)
 
 
 class _MeanLogits:
@@ -134,7 +134,7 @@ class _MeanLogits:
     def look(self, logits: Logits, x: Tensor, y: Tensor, draws: Tensor, *, chunk: int | None = None) -> Look:
         def one(xs: Tensor, ys: Tensor, parts: Sequence[Tensor]) -> Look:
             mean = _mean_logits(logits, xs, parts) if len(parts) > 1 else None
-            gradient, votes = torch.zeros_like(xs, dtype=_exact(xs)), ys.new_zeros(1)
+            gradient, votes = torch.zeros_like(xs, dtype=exact(xs)), ys.new_zeros(1)
             for part in parts:
                 leaf = xs.clone().requires_grad_()
                 output = noisy_logits(logits, leaf, part)
@@ -145,7 +145,7 @@ class _MeanLogits:
             assert mean is not None
             return Look(cross_entropy(mean, ys, reduction="none"), gradient.to(xs.dtype), votes)
 
-        return _look_over_images(one, x, y, draws, chunk)
+        return look_over_images(one, x, y, draws, chunk)
 
 
 LOG_MEAN_SOFTMAX: Objective = _LogMeanSoftmax()
@@ -208,19 +208,25 @@ def over_images(
 ) -> Tensor:
     """Return what ``one`` says of as many images and labels as fit into a pass, and the draws in parts, for all."""
     if not len(x):
-        return _zeros(x)
+        return zeros(x)
     images, parts = passes(x, draws, chunk)
     return torch.cat([one(xs, ys, parts) for xs, ys in zip(x.split(images), y.long().split(images), strict=True)])
 
 
-def _look_over_images(
-    one: Callable[[Tensor, Tensor, Sequence[Tensor]], Look], x: Tensor, y: Tensor, draws: Tensor, chunk: int | None
+def look_over_images(
+    one: Callable[[Tensor, Tensor, Sequence[Tensor]], Look],
+    x: Tensor,
+    y: Tensor,
+    draws: Tensor,
+    chunk: int | None,
+    *,
+    gradients: bool = True,
 ) -> Look:
-    """As `over_images`, with gradients, whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """As `over_images`, with or without gradients, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         x, y, draws = x.detach().clone(), y.long().clone(), draws.clone()
         if not len(x):
-            return Look(_zeros(x), x, y.new_zeros(0, 0))
+            return Look(zeros(x), x, y.new_zeros(0, 0))
         images, parts = passes(x, draws, chunk)
         looks = [one(xs, ys, parts) for xs, ys in zip(x.split(images), y.split(images), strict=True)]
         return Look(*(torch.cat(part) for part in zip(*looks, strict=True)))
@@ -232,7 +238,7 @@ def _mean_logits(logits: Logits, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
         return reduce(torch.add, (noisy_logits(logits, x, e).sum(dim=1) for e in parts)) / sum(map(len, parts))
 
 
-def _chosen(output: Tensor, y: Tensor) -> Tensor:
+def chosen(output: Tensor, y: Tensor) -> Tensor:
     """Return log softmax(f(x + e_i))_y, (n, k), of logits (n, k, classes)."""
     return log_probabilities(output)[torch.arange(len(y)), :, y]
 
@@ -250,14 +256,16 @@ def _slope(share: Tensor, leaf: Tensor) -> Tensor:
     return slope
 
 
-def _zeros(x: Tensor) -> Tensor:
-    return x.new_zeros(len(x), dtype=_exact(x))
+def zeros(x: Tensor) -> Tensor:
+    """Return (n,) zeros for sums over the draws of ``x`` (n, *input)."""
+    return x.new_zeros(len(x), dtype=exact(x))
 
 
-def _exact(x: Tensor) -> torch.dtype:
+def exact(x: Tensor) -> torch.dtype:
     """Return the type for sums: that of ``x``, at least single precision."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _weighted(gradient: Tensor, log_weight: Tensor) -> Tensor:
+def weighted(gradient: Tensor, log_weight: Tensor) -> Tensor:
+    """Return ``gradient`` (n, *input) times the exponential of ``log_weight`` (n,)."""
     return gradient * expand_like(log_weight.exp(), gradient).to(gradient.dtype)

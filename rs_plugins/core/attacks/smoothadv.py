@@ -1,17 +1,24 @@
 """SmoothAdv: attacks on a smoothed classifier (Salman et al. 2019)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rs_plugins.core.attacks.pgd import pgd_l2
+from rs_plugins.core.attacks.norms import L2, Norm
+from rs_plugins.core.attacks.pgd import pgd
+from rs_plugins.core.attacks.stein import stein_for
 from rs_plugins.core.checks import check_count, check_images, check_labels, check_seed
 from rs_plugins.core.models import check_logits
-from rs_plugins.core.noise import Family, GaussianNoise, make_noise
-from rs_plugins.core.objectives import Logits
-from rs_plugins.core.smoothing import NoiseMode, check_noise_mode, shared_draws, soft_vote_gradient
+from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
+from rs_plugins.core.objectives import Logits, Look, Objective, ObjectiveName, objective_named
+from rs_plugins.core.smoothing import NoiseMode, check_noise_mode, shared_draws
 from rs_plugins.core.streams import fresh_seed, stream
+from rs_plugins.errors import InputError
+
+GradientName = Literal["backprop", "stein", "centred-stein"]
 
 
 def smooth_adv_pgd(
@@ -20,14 +27,18 @@ def smooth_adv_pgd(
     y: Tensor,
     sigma: float,
     *,
+    norm: Norm = L2,
     eps: float | Tensor = 1.0,
     step: float | Tensor = 0.2,
     steps: int = 10,
     samples: int = 16,
     noise: NoiseMode = "fixed",
     family: Family = GaussianNoise,
+    objective: ObjectiveName = "log-mean-softmax",
+    gradient: GradientName = "backprop",
     targeted: bool = False,
     mask: Tensor | None = None,
+    random_starts: int = 0,
     seed: int | None = 0,
     chunk: int | None = None,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
@@ -42,15 +53,21 @@ def smooth_adv_pgd(
         x: (n, *input), pixels in [0, 1].
         y: True labels (n,), or the targets if ``targeted``.
         sigma: Standard deviation of the noise, in pixels.
-        eps: l2 budget in pixels, a number or one per image.
+        norm: The norm of the budget, `L2` or `LINF`.
+        eps: Budget in pixels, a number or one per image.
         step: Length of a step in pixels, a number or one per image.
         steps: Number of steps, >= 1.
         samples: Noise draws per step (the paper's m).
         noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
         family: The noise family.
+        objective: ``"log-mean-softmax"``, the paper's; ``"mean-cross-entropy"`` or ``"mean-logits"``.
+        gradient: ``"backprop"``, or estimated from the probabilities alone, for a model without a gradient and 2 or
+            more draws of Gaussian noise: ``"stein"``, the paper's, or ``"centred-stein"``, which is less noisy.
         targeted: Whether to make the classifier say ``y`` instead of anything else.
         mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
-        seed: Seed of the draws; None takes one from the operating system.
+        random_starts: 0: start at the image. More: start that often, uniformly at random in the ball, and keep the
+            result of greatest loss (smallest if ``targeted``), judged by ``samples`` draws that no step has seen.
+        seed: Seed of the draws and starts; None takes one from the operating system.
         chunk: At most this many noisy images per forward pass.
         watch: Called at each step with its number, from 0, the current images and the gradient of the loss there.
 
@@ -62,29 +79,102 @@ def smooth_adv_pgd(
         ModelError: If the model returns no usable logits, or no gradient flows through it.
     """
     check_images(x)
-    check_count(samples, "samples")
-    check_labels(y, n=len(x))
-    check_noise_mode(noise)
-    distribution = make_noise(family, sigma)
     seed = fresh_seed() if seed is None else check_seed(seed)
+    distribution = make_noise(family, sigma)
+    samples = check_count(samples, "samples", least=1 if gradient == "backprop" else 2)
+    victim = NoisyLoss(
+        logits,
+        check_labels(y, n=len(x)),
+        distribution,
+        objective_with(gradient, objective, distribution),
+        samples=samples,
+        mode=check_noise_mode(noise),
+        seed=seed,
+        chunk=chunk,
+    )
     sign = -1.0 if targeted else 1.0
-    checked = False
-
-    def classify(noisy: Tensor) -> Tensor:
-        nonlocal checked
-        output = check_logits(logits(noisy), len(noisy))
-        if not checked:
-            check_labels(y, n=len(x), classes=output.shape[1])
-            checked = True
-        return output
 
     def ascent(current: Tensor, number: int) -> Tensor:
-        source = stream(seed, "attack", number if noise == "fresh" else 0, device=x.device)
-        draws = shared_draws(distribution, samples, current, source)
-        _, gradient = soft_vote_gradient(classify, current, y, draws, chunk=chunk)
+        slope = victim.look(current, number).gradient
         if watch is not None:
-            watch(number, current, gradient)
-        return sign * gradient
+            watch(number, current, slope)
+        return sign * slope
+
+    def height(found: Tensor) -> Tensor:
+        return sign * victim.judge(found)
 
     with torch.no_grad():
-        return pgd_l2(ascent, x, eps=eps, step=step, steps=steps, mask=mask, seed=seed)
+        return pgd(
+            ascent,
+            x,
+            norm=norm,
+            eps=eps,
+            step=step,
+            steps=steps,
+            mask=mask,
+            random_starts=random_starts,
+            height=height,
+            seed=seed,
+        )
+
+
+def objective_with(gradient: str, name: str, noise: Noise) -> Objective:
+    """Return the objective of that ``name`` with that kind of ``gradient`` under ``noise``.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if gradient not in get_args(GradientName):
+        raise InputError(f"gradient: expected one of {', '.join(map(repr, get_args(GradientName)))}, got {gradient!r}")
+    objective = objective_named(name)
+    if gradient == "backprop":
+        return objective
+    estimator = stein_for(noise, centred=gradient == "centred-stein")
+    if objective.name != estimator.name:
+        raise InputError(f"objective: expected {estimator.name!r} with gradient={gradient!r}, got {name!r}")
+    return estimator
+
+
+@dataclass
+class NoisyLoss:
+    """The loss of images under noise as an attack sees it, step by step; the draws are the same for all images.
+
+    Attributes:
+        logits: The base classifier, (k, *input) in pixels to (k, classes).
+        y: Labels (n,).
+        noise: What the draws are drawn from.
+        objective: The loss.
+        samples: Draws per step.
+        mode: ``"fixed"``: the same draws at each step; ``"fresh"``: new ones.
+        seed: Seed of the draws.
+        chunk: At most this many noisy images per forward pass.
+    """
+
+    logits: Logits
+    y: Tensor
+    noise: Noise
+    objective: Objective
+    samples: int
+    mode: NoiseMode
+    seed: int
+    chunk: int | None = None
+    _checked: bool = field(default=False, init=False)
+
+    def look(self, x: Tensor, number: int) -> Look:
+        """Return loss, gradient and votes at ``x`` (n, *input) under the draws of step ``number``."""
+        draws = self._draws(x, "attack", number if self.mode == "fresh" else 0)
+        return self.objective.look(self._classify, x, self.y, draws, chunk=self.chunk)
+
+    def judge(self, x: Tensor) -> Tensor:
+        """Return the loss (n,) at ``x`` (n, *input) under draws that belong to no step."""
+        return self.objective.loss(self._classify, x, self.y, self._draws(x, "judge", 0), chunk=self.chunk)
+
+    def _draws(self, x: Tensor, purpose: str, number: int) -> Tensor:
+        return shared_draws(self.noise, self.samples, x, stream(self.seed, purpose, number, device=x.device))
+
+    def _classify(self, noisy: Tensor) -> Tensor:
+        output = check_logits(self.logits(noisy), len(noisy))
+        if not self._checked:
+            check_labels(self.y, n=len(self.y), classes=output.shape[1])
+            self._checked = True
+        return output

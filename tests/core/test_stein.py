@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rs_plugins.core.attacks.smoothadv import smooth_adv_pgd
+from rs_plugins.core.attacks.stein import Stein, stein_for
+from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.objectives import LOG_MEAN_SOFTMAX
+from rs_plugins.errors import InputError
+
+SIGMA = 0.5
+X = torch.rand(4, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 2, 1, 2])
+DRAWS = SIGMA * torch.randn(9, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+either = pytest.mark.parametrize("centred", [False, True], ids=["plain", "centred"])
+
+
+def network(scale=3.0):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).eval()
+    with torch.no_grad():
+        model[1].weight *= scale
+    return model
+
+
+def estimates(centred, model, x, y, draws, **how):
+    """The estimated gradient of the mean probability of y, (n, *input)."""
+    loss, gradient, _ = Stein(SIGMA, centred).look(model, x, y, draws, **how)
+    return -(-loss).exp().reshape(-1, *[1] * (x.ndim - 1)) * gradient
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3, 7, 1000])
+@either
+def test_it_is_the_formula_however_many_passes_it_takes(centred, chunk):
+    model = network()
+    found = estimates(centred, model, X, Y, DRAWS, chunk=chunk)
+    e = DRAWS.double().numpy().reshape(9, 6)
+    with torch.no_grad():
+        F = np.array([[model(x + d).softmax(1)[0, y] for d in DRAWS] for x, y in zip(X, Y, strict=True)])
+    if centred:
+        others = (F.sum(1, keepdims=True) - F) / 8
+        F = F - others
+    torch.testing.assert_close(found.flatten(1).double(), torch.from_numpy(F @ e / 9 / SIGMA**2), atol=1e-6, rtol=1e-5)
+    loss = LOG_MEAN_SOFTMAX.look(model, X, Y, DRAWS)
+    mine = Stein(SIGMA, centred).look(model, X, Y, DRAWS, chunk=chunk)
+    torch.testing.assert_close((mine.loss, mine.votes), (loss.loss, loss.votes))
+    torch.testing.assert_close(Stein(SIGMA, centred).loss(model, X, Y, DRAWS, chunk=chunk), loss.loss)
+
+
+@either
+def test_it_is_unbiased(centred):
+    """With two classes F_1 is the logistic function of ⟨w, x + e⟩ + b, whose smoothed gradient is one integral."""
+    w, b = np.array([1.5, -2.0, 0.5]), 0.3
+    x = torch.tensor([[0.6, 0.2, 0.4]])
+    weight = torch.tensor(np.stack([0 * w, w]), dtype=torch.float32)
+
+    def model(at):
+        return at @ weight.T + torch.tensor([0.0, b])
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    at = x.double().numpy()[0] @ w + b + SIGMA * np.linalg.norm(w) * nodes
+    F = 1 / (1 + np.exp(-at))
+    weights = weights / weights.sum()
+    truth = (weights * F * (1 - F)).sum() * w
+
+    m = 200_000
+    draws = SIGMA * torch.randn(m, 3, generator=torch.Generator().manual_seed(3))
+    found = estimates(centred, model, x, torch.tensor([1]), draws)[0].double().numpy()
+    # The variance of one draw's F·e_j/sigma² is at most E[e_j²]/sigma⁴ = 1/sigma², and less if F is centred.
+    error = 5 / (SIGMA * m**0.5)
+    assert np.abs(truth).min() > 3 * error
+    assert np.abs(found - truth).max() < error
+
+
+def test_centring_helps_where_the_classifier_is_sure():
+    weight = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    x, y = torch.tensor([[1.0, 0.5, 0.5]]), torch.tensor([0])
+    source = torch.Generator().manual_seed(4)
+    sets = [SIGMA * torch.randn(32, 3, generator=source) for _ in range(200)]
+    plain, centred = (
+        torch.stack([estimates(way, lambda at: at @ weight.T, x, y, draws)[0] for draws in sets]).var(0).sum()
+        for way in (False, True)
+    )
+    assert centred < plain / 5
+
+
+@either
+def test_probabilities_too_small_for_floats_still_have_a_direction(centred):
+    model = network(4000)
+    unlikely = model(X).argmin(1)
+    loss, gradient, _ = Stein(SIGMA, centred).look(model, X, unlikely, DRAWS * 0.01)
+    assert (loss > 100).all()
+    assert gradient.isfinite().all()
+    assert (gradient.flatten(1).norm(dim=1) > 1e-3).all()
+
+
+def attack(model, x=X, y=Y, **how):
+    how = {"eps": 0.5, "step": 0.2, "steps": 4, "samples": 400, "gradient": "centred-stein"} | how
+    return smooth_adv_pgd(model, x, y, SIGMA, **how)
+
+
+def no_gradient(x):
+    return network()(x).detach()
+
+
+@pytest.mark.parametrize("noise", ["fixed", "fresh"])
+@pytest.mark.parametrize("gradient", ["stein", "centred-stein"])
+def test_it_attacks_a_model_without_gradient_repeatably_and_in_any_batches(gradient, noise):
+    how = {"gradient": gradient, "noise": noise}
+    whole = attack(no_gradient, **how)
+    assert torch.equal(whole, attack(no_gradient, **how))
+    assert not torch.equal(whole, attack(no_gradient, seed=1, **how))
+    parts = torch.cat([attack(no_gradient, x=X[i : i + 1], y=Y[i : i + 1], chunk=7, **how) for i in range(4)])
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_with_many_draws_it_comes_near_the_attack_by_gradient(targeted):
+    def loss(x):
+        draws = SIGMA * torch.randn(4000, 1, 2, 3, generator=torch.Generator().manual_seed(9))
+        return (-1 if targeted else 1) * LOG_MEAN_SOFTMAX.loss(network(), x, Y, draws)
+
+    exact = loss(attack(network(), targeted=targeted, gradient="backprop")) - loss(X)
+    blind = loss(attack(no_gradient, targeted=targeted, samples=4000)) - loss(X)
+    assert (exact > 0.1).all()
+    assert (blind > 0.8 * exact).all()
+
+
+class Uniform:
+    name, norm, sigma = "uniform", "l1", 0.5
+
+    def __init__(self, sigma=0.5):
+        self.sigma = sigma
+
+    def draw_(self, out, generator):
+        return out.uniform_(-1, 1, generator=generator)
+
+    def radius(self, p_lower):
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"samples": 1}, "samples: expected an integer >= 2, got 1"),
+        ({"family": Uniform}, "family: expected Gaussian noise for a gradient by Stein's identity, got uniform"),
+        ({"objective": "mean-logits"}, "objective: expected 'log-mean-softmax' with gradient='centred-stein', got 'me"),
+        ({"gradient": "none"}, "gradient: expected one of 'backprop', 'stein', 'centred-stein', got 'none'"),
+    ],
+    ids=repr,
+)
+def test_what_it_cannot_do_is_refused_before_the_model_is_run(changed, message):
+    with pytest.raises(InputError, match=message):
+        attack(lambda _: pytest.fail("the model was run"), **changed)
+
+
+def test_one_draw_is_refused_by_the_estimator_too():
+    with pytest.raises(InputError, match="samples: expected an integer >= 2, got 1"):
+        stein_for(GaussianNoise(SIGMA)).look(network(), X, Y, DRAWS[:1])
