@@ -362,7 +362,8 @@ def test_help_has_an_example():
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):
-    """A file's content after ``cat``, then commands."""
+    """A classifier is saved, then a file's content after ``cat``, then commands."""
+    pytest.importorskip("art")
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
@@ -372,10 +373,11 @@ def test_the_example_of_the_readme(tmp_path, monkeypatch):
     first, *commands = re.split(r"^\$ ", console.replace("\\\n", ""), flags=re.MULTILINE)[1:]
     words, _, source = first.partition("\n")
     Path(words.removeprefix("cat ")).write_text(source)
-    exec(compile(source, "README.md", "exec"), names := {})
-    from safetensors.torch import save_file
+    from rs_plugins_art.classifier import SmoothedClassifier
 
-    save_file(names["network"]().state_dict(), "digits.safetensors")
+    exec(compile(source, "README.md", "exec"), names := {})
+    (save,) = re.findall(r"after `(classifier\.save\(.*?\))`", section)
+    exec(save, {"classifier": SmoothedClassifier(names["network"](), sigma=0.25)})
     for command in commands:
         result = CliRunner().invoke(main, shlex.split(command.partition("\n")[0], comments=True)[1:])
         assert result.exit_code == 0, result.output
