@@ -21,8 +21,10 @@ def parse_plan(text: str, names: Sequence[str], lookup: Callable[[str], Any]) ->
     Raises:
         InputError: If there is no such plan or option, or a value is none for it; the message says what there is.
     """
-    name, _, rest = text.partition(":")
+    name, colon, rest = text.partition(":")
     plan = lookup(_full_name(name.strip(), names))
+    if colon and not rest.strip():
+        raise InputError(f"plan: expected OPTION=VALUE after {name}:, got nothing")
     hints, given = get_type_hints(plan), _options(rest)
     known = {item.name: item for item in fields(plan) if item.init}
     for option in given:
@@ -38,7 +40,10 @@ def _full_name(name: str, names: Sequence[str]) -> str:
     found = [known for known in names if known.startswith(name)]
     if name in names or len(found) == 1:
         return name if name in names else found[0]
-    raise InputError(f"plan: expected one of {', '.join(names)}, got {name!r}")
+    raise InputError(
+        f"plan: expected one of {', '.join(names)}, or the beginning of just one, with options as in fixed:n=10000, "
+        f"got {name!r}"
+    )
 
 
 def _options(text: str) -> Mapping[str, str]:

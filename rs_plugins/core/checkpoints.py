@@ -45,6 +45,9 @@ def _import(target: str) -> Callable[[], Any]:
     name, _, attribute = target.partition(":")
     if not name or not attribute:
         raise InputError(f"model: expected PACKAGE.MODULE:FUNCTION, got {target!r}")
+    if name.endswith(".py"):
+        write = f"{'.'.join(Path(name).with_suffix('').parts)}:{attribute}"
+        raise InputError(f"model: expected PACKAGE.MODULE:FUNCTION, got a file, {target!r}; write {write}")
     try:
         module = import_module(name)
     except Exception as error:  # a module may raise anything when imported
@@ -55,7 +58,7 @@ def _import(target: str) -> Callable[[], Any]:
         offers = ", ".join(item for item, value in vars(module).items() if callable(value) and item[0] != "_")
         raise InputError(f"model: {name} has no {attribute}; it offers {offers or 'nothing to call'}") from None
     if not callable(factory) or isinstance(factory, nn.Module):
-        got = f"a {type(factory).__name__}"
+        got = type(factory).__name__
         raise InputError(f"model: expected {target} to be a function that returns the model, got {got}")
     made: Callable[[], Any] = factory
     return made
@@ -92,7 +95,7 @@ def read_weights(path: str | Path) -> State:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"weights: there is no file {path}")
+        raise InputError(f"weights: {path} is a folder" if path.is_dir() else f"weights: there is no file {path}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -107,6 +110,8 @@ def _load_torch(path: Path) -> object:
             warnings.simplefilter("ignore")  # torch's doubts about the form of what it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        if not _looks_pickled(path):
+            raise InputError(f"weights: {path}: expected a safetensors or torch file, got neither") from None
         raise InputError(
             f"weights: {path}: expected a torch file of tensors only, got one with Python objects, which would be "
             "executed; if you trust it, load it yourself and save model.state_dict()"
@@ -114,6 +119,12 @@ def _load_torch(path: Path) -> object:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"weights: {path}: expected a torch file, got a damaged one ({reason})") from None
+
+
+def _looks_pickled(path: Path) -> bool:
+    """Whether a file begins as a zip archive or a binary pickle does: what torch.save writes, now and formerly."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 
 
 def _state_dict(path: Path, content: object) -> State:

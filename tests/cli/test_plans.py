@@ -34,6 +34,12 @@ class Early:
 PLANS = {"every-thing": Everything, "early": Early, "early-stop": Early}
 
 
+UNKNOWN = (
+    "plan: expected one of every-thing, early, early-stop, or the beginning of just one, with options as in "
+    "fixed:n=10000,"
+)
+
+
 def parsed(text):
     return parse_plan(text, list(PLANS), PLANS.get)
 
@@ -54,7 +60,6 @@ def parsed(text):
         ("ev:radii=1,counts=3/4", Everything(radii=(1.0,), counts=(3, 4))),
         ("ev:radii=1,limits=3/4", Everything(radii=(1.0,), limits=(3, 4))),
         ("early", Early()),
-        ("early:", Early()),
         ("early:n=4", Early(4)),
     ],
 )
@@ -66,12 +71,13 @@ def test_plans(text, plan):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("late", "plan: expected one of every-thing, early, early-stop, got 'late'"),
-        ("e", "plan: expected one of every-thing, early, early-stop, got 'e'"),
-        ("", "plan: expected one of every-thing, early, early-stop, got ''"),
+        ("late", f"{UNKNOWN} got 'late'"),
+        ("e", f"{UNKNOWN} got 'e'"),
+        ("", f"{UNKNOWN} got ''"),
         ("early:m=3", "plan: early has no option 'm'; it has n"),
         ("ev:radii=1,derived=3", "plan: ev has no option 'derived'; it has radii, n, share"),
         ("ev:n=3", "plan: ev needs radii, as in ev:radii=…"),
+        ("early:", "plan: expected OPTION=VALUE after early:, got nothing"),
         ("early:n", "plan: expected OPTION=VALUE, each option once, with commas between, got 'n'"),
         ("early:n=", "plan: expected OPTION=VALUE, each option once, with commas between, got 'n='"),
         ("early:n=3,n=4", "plan: expected OPTION=VALUE, each option once, with commas between, got 'n=4'"),

@@ -68,8 +68,8 @@ def test_models_are_made_by_name(target, inputs):
         ("nowhere.models:net", InputError, "model: cannot import nowhere.models: ModuleNotFoundError"),
         ("no_models:net", InputError, "model: cannot import no_models: RuntimeError: not today"),
         ("some_models:square", InputError, "model: some_models has no square; it offers linear, broken, number, Nets"),
-        ("some_models:size", InputError, "some_models:size to be a function that returns the model, got a int"),
-        ("some_models:ready", InputError, "some_models:ready to be a function that returns the model, got a Linear"),
+        ("some_models:size", InputError, "some_models:size to be a function that returns the model, got int"),
+        ("some_models:ready", InputError, "some_models:ready to be a function that returns the model, got Linear"),
         ("some_models:broken", ModelError, r"model: some_models:broken\(\) failed: ZeroDivisionError: no"),
         ("some_models:number", ModelError, r"some_models:number\(\) to return a torch.nn.Module, got int"),
     ],
@@ -180,3 +180,17 @@ def test_files_of_other_things_are_named(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"expected a state_dict, got dict of other things"):
         read_weights(tmp_path / "w.pt")
+
+
+def test_what_is_no_file_of_weights(tmp_path):
+    (tmp_path / "net.py").write_text("from torch import nn\n")
+    with pytest.raises(InputError, match=r"net.py: expected a safetensors or torch file, got neither"):
+        read_weights(tmp_path / "net.py")
+    with pytest.raises(InputError, match=r"weights: .* is a folder"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["mynets.py:net", "./mynets.py:net"])
+def test_a_file_in_place_of_a_module(target):
+    with pytest.raises(InputError, match=r"got a file, .*; write mynets:net$"):
+        make_model(target)
