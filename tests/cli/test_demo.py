@@ -17,7 +17,7 @@ def test_options_reach_the_demo(tmp_path):
     assert str(tmp_path / "x" / "report.md") in result.output
     rows = (tmp_path / "x" / "certified-rs-plugins.tsv").read_text().splitlines()
     assert len(rows) == 4
-    assert rows[-1].split("\t")[8:] == ["100", "20", "0.4", "0.001", "3", "", ""]
+    assert rows[-1].split("\t")[8:] == ["100", "20", "0.4", "0.001", "3", "", "", "0"]
 
 
 @pytest.mark.parametrize(
