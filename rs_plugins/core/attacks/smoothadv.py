@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rs_plugins.core.attacks.ddn import ddn
 from rs_plugins.core.attacks.norms import L2, Norm
 from rs_plugins.core.attacks.pgd import pgd
-from rs_plugins.core.attacks.stein import stein_for
+from rs_plugins.core.attacks.stein import Stein, stein_for
 from rs_plugins.core.checks import check_count, check_images, check_labels, check_seed
 from rs_plugins.core.models import check_logits
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
@@ -80,18 +81,7 @@ def smooth_adv_pgd(
     """
     check_images(x)
     seed = fresh_seed() if seed is None else check_seed(seed)
-    distribution = make_noise(family, sigma)
-    samples = check_count(samples, "samples", least=1 if gradient == "backprop" else 2)
-    victim = NoisyLoss(
-        logits,
-        check_labels(y, n=len(x)),
-        distribution,
-        objective_with(gradient, objective, distribution),
-        samples=samples,
-        mode=check_noise_mode(noise),
-        seed=seed,
-        chunk=chunk,
-    )
+    victim = NoisyLoss.checked(logits, y, sigma, samples, noise, family, objective, gradient, seed, chunk, n=len(x))
     sign = -1.0 if targeted else 1.0
 
     def ascent(current: Tensor, number: int) -> Tensor:
@@ -116,6 +106,97 @@ def smooth_adv_pgd(
             height=height,
             seed=seed,
         )
+
+
+def smooth_adv_ddn(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    sigma: float,
+    *,
+    steps: int = 100,
+    gamma: float = 0.05,
+    init_norm: float | Tensor = 1.0,
+    max_norm: float | Tensor | None = None,
+    levels: int | None = 256,
+    samples: int = 16,
+    noise: NoiseMode = "fixed",
+    family: Family = GaussianNoise,
+    objective: ObjectiveName = "log-mean-softmax",
+    gradient: GradientName = "backprop",
+    targeted: bool = False,
+    mask: Tensor | None = None,
+    seed: int | None = 0,
+    chunk: int | None = None,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Look for the smallest perturbation at which most noisy copies are misclassified: DDN on -log mean softmax.
+
+    The caller puts the model into eval mode. The noise draws are shared by all images, so the result for an image does
+    not depend on the others. `rs_plugins.core.attacks.ddn.ddn` says what was repaired, and more about the settings.
+
+    Args:
+        logits: The base classifier, (k, *input) in pixels to (k, classes).
+        x: (n, *input), pixels in [0, 1].
+        y: True labels (n,), or the targets if ``targeted``.
+        sigma: Standard deviation of the noise, in pixels.
+        steps: Number of steps, >= 1; there is one pass more than steps, which judges the last image.
+        gamma: By which share the norm changes at each step, in (0, 1).
+        init_norm: l2 norm to begin with, in pixels, > 0, a number or one per image.
+        max_norm: No perturbation is longer than this, in pixels, a number or one per image; None: no such bound.
+        levels: Pixels are rounded to this many levels; None: never.
+        samples: Noise draws per step (the paper's m), which also vote; an odd number avoids ties.
+        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        family: The noise family.
+        objective: As for `smooth_adv_pgd`.
+        gradient: As for `smooth_adv_pgd`.
+        targeted: Whether to make the classifier say ``y`` instead of anything else.
+        mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
+        seed: Seed of the draws; None takes one from the operating system.
+        chunk: At most this many noisy images per forward pass.
+        watch: Called at each step with its number, from 0, the current images and the gradient of the loss there.
+
+    Returns:
+        The images (n, *input), detached; and which of them are adversarial by the vote of the draws that the attack
+        used, boolean (n,), which fresh draws need not confirm. An image for which nothing adversarial was seen comes
+        back where the search for it ended, perturbed by at most ``max_norm``.
+
+    Raises:
+        InputError: If an argument has an impossible value.
+        ModelError: If the model returns no usable logits, or no gradient flows through it.
+    """
+    check_images(x)
+    seed = fresh_seed() if seed is None else check_seed(seed)
+    victim = NoisyLoss.checked(logits, y, sigma, samples, noise, family, objective, gradient, seed, chunk, n=len(x))
+
+    def view(current: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        _, slope, votes = victim.look(current, number)
+        if watch is not None and number < steps:
+            watch(number, current, slope)
+        return fooled(votes, y, targeted=targeted), -slope if targeted else slope
+
+    with torch.no_grad():
+        return ddn(
+            view,
+            x,
+            steps=steps,
+            gamma=gamma,
+            init_norm=init_norm,
+            max_norm=max_norm,
+            levels=levels,
+            mask=mask,
+            seed=seed,
+        )
+
+
+def fooled(votes: Tensor, y: Tensor, *, targeted: bool) -> Tensor:
+    """Return whether ``votes`` (n, classes) go against labels ``y`` (n,), or to targets ``y``; never in a tie."""
+    if not votes.shape[1]:  # of no images
+        return torch.zeros_like(y, dtype=torch.bool)
+    column = y.long().unsqueeze(1)
+    mine = votes.gather(1, column).squeeze(1)
+    others = votes.scatter(1, column, -1).amax(dim=1)
+    return mine > others if targeted else others > mine
 
 
 def objective_with(gradient: str, name: str, noise: Noise) -> Objective:
@@ -159,6 +240,33 @@ class NoisyLoss:
     seed: int
     chunk: int | None = None
     _checked: bool = field(default=False, init=False)
+
+    @classmethod
+    def checked(
+        cls,
+        logits: Logits,
+        y: Tensor,
+        sigma: float,
+        samples: int,
+        mode: str,
+        family: Family,
+        objective: str,
+        gradient: str,
+        seed: int,
+        chunk: int | None,
+        *,
+        n: int,
+    ) -> "NoisyLoss":
+        """Return the loss of ``n`` images, from settings as attacks take them.
+
+        Raises:
+            InputError: If one of them has an impossible value.
+        """
+        noise = make_noise(family, sigma)
+        goal = objective_with(gradient, objective, noise)
+        samples = check_count(samples, "samples", least=2 if isinstance(goal, Stein) else 1)
+        labels, mode = check_labels(y, n=n), check_noise_mode(mode)
+        return cls(logits, labels, noise, goal, samples, mode, seed, chunk)
 
     def look(self, x: Tensor, number: int) -> Look:
         """Return loss, gradient and votes at ``x`` (n, *input) under the draws of step ``number``."""
