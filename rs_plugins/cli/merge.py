@@ -21,4 +21,4 @@ def merge(logs: tuple[Path, ...], out: Path, partial: bool) -> None:
 
     with plain_warnings():
         results = merge_results(logs, out, partial=partial)
-    click.echo(f"{out}: {len(results)} images of {len(logs)} logs")
+    click.echo(f"{out}: {len(results)} images of {len(logs)} log{'s' * (len(logs) > 1)}")

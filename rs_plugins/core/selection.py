@@ -30,8 +30,8 @@ class Selection:
     def __post_init__(self) -> None:
         check_count(self.start, "start", least=0)
         check_count(self.skip, "skip")
-        if self.stop is not None:
-            check_count(self.stop, "stop", least=self.start + 1)
+        if self.stop is not None and check_count(self.stop, "stop") <= self.start:
+            raise InputError(f"stop: expected more than start ({self.start}), got {self.stop}")
         part, parts = self.shard
         if not 0 <= part < parts:
             raise InputError(f"shard: expected I/N with 0 <= I < N, got {part}/{parts}")
@@ -46,7 +46,10 @@ class Selection:
         chosen = [position for position in range(self.start, stop) if position % self.skip == 0]
         part, parts = self.shard
         if not chosen[part::parts]:
-            raise InputError(f"selection: expected at least one image, got none of {images} by {self}")
+            raise InputError(
+                f"selection: expected at least one image, got none of {images} by start {self.start}, stop {stop}, "
+                f"skip {self.skip}, shard {part}/{parts}"
+            )
         return chosen[part::parts]
 
     def record(self, images: int) -> dict[str, Any]:
