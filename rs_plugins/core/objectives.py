@@ -57,7 +57,7 @@ class Objective(Protocol):
 
 
 class _LogMeanSoftmax:
-    """-log((1/m) Σ_i softmax(f(x + e_i))_y), the loss of the soft vote: Salman et al. (2019), equation 6."""
+    """-log((1/m) Σ_i softmax(f(x + e_i))_y), the loss of the soft vote (Salman et al. 2019)."""
 
     name: ClassVar[str] = "log-mean-softmax"
 

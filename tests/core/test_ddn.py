@@ -216,6 +216,31 @@ def test_an_image_without_a_usable_gradient_still_moves_and_the_others_do_not_no
     assert torch.equal(found[others], same)
 
 
+def test_a_step_that_ends_at_the_image_is_not_stuck_there():
+    """The last step has length 0.01, and here it goes back from a perturbation of length 0.01."""
+    there = torch.zeros(1, 8, dtype=torch.float64)
+    there[0, 0] = 1.0
+    judged = []
+
+    def view(current, number):
+        judged.append(current)
+        return torch.tensor([False]), -there if number else there
+
+    found, _ = ddn(view, torch.zeros_like(there), steps=2, max_norm=0.01, levels=None)
+    assert torch.equal(judged[1], 0.01 * there)
+    assert found.norm() > 0.003
+
+
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float16, 1e-3), (torch.bfloat16, 5e-3)], ids=repr)
+def test_other_floating_types_are_kept(dtype, slack):
+    found, success = attack(network().to(dtype), X.to(dtype), max_norm=0.4)
+    assert found.dtype == dtype
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert (lengths(found.double() - X.to(dtype).double()) <= 0.4 + slack).all()
+    assert success.any()
+
+
 def test_a_mask_keeps_the_pixels_it_hides():
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[:, :2] = True

@@ -25,7 +25,7 @@ def length(norm, delta):
 
 
 def bowl(x, number):
-    return SLOPE[: len(x)] + 3 * x.square()
+    return SLOPE[: len(x)].to(x.dtype) + 3 * x.square()
 
 
 def no_slope(x, number):
@@ -172,6 +172,16 @@ def test_how_images_are_batched_changes_nothing(norm):
     whole = pgd(ascent, X, **how)
     assert torch.equal(torch.cat([pgd(ascent, image, **how) for image in X.split(1)]), whole)
     assert torch.equal(pgd(ascent, X[[2, 0, 3, 1]], **how), whole[[2, 0, 3, 1]])
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=repr)
+def test_other_floating_types_are_kept(norm, dtype):
+    x = X.to(dtype)
+    found = pgd(bowl, x, norm=norm, eps=0.25, step=0.1, steps=3, random_starts=1)
+    assert found.dtype == dtype
+    assert (length(norm, found.double() - x.double()) <= 0.25 * (1 + 4 * torch.finfo(dtype).eps)).all()
+    assert (length(norm, found.double() - x.double()) >= 0.15).all()
 
 
 def test_of_several_starts_each_image_keeps_its_own_highest():

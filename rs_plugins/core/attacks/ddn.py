@@ -85,7 +85,7 @@ def ddn(
         if number == steps:
             break
         delta = current - x + _rate(number, steps) * normalise_l2(free * direction, otherwise=anywhere)
-        norm = torch.minimum(limit, norm * (1 + gamma - 2 * gamma * expand_like(bad, x)))
+        norm = torch.minimum(limit, norm * (1 + gamma - 2 * gamma * expand_like(bad.to(x.dtype), x)))
         current = _at_norm(x, delta, norm, limit, free, anywhere, levels)
     found = nearest.isfinite()
     return torch.where(expand_like(found, x), best, current), found

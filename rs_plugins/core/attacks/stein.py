@@ -1,4 +1,4 @@
-"""The gradient of the soft vote without a gradient of the model: Stein's identity (Salman et al. 2019, appendix)."""
+"""The gradient of the soft vote without a gradient of the model: Stein's identity (Salman et al. 2019)."""
 
 import math
 from collections.abc import Sequence
