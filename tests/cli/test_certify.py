@@ -376,7 +376,7 @@ def test_the_example_of_the_readme(tmp_path, monkeypatch):
     from rs_plugins_art.classifier import SmoothedClassifier
 
     exec(compile(source, "README.md", "exec"), names := {})
-    (save,) = re.findall(r"after `(classifier\.save\(.*?\))`", section)
+    (save,) = re.findall(r"after\s+`(classifier\.save\(.*?\))`", section)
     exec(save, {"classifier": SmoothedClassifier(names["network"](), sigma=0.25)})
     for command in commands:
         result = CliRunner().invoke(main, shlex.split(command.partition("\n")[0], comments=True)[1:])
