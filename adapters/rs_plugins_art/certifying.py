@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from rs_plugins.core.certification import Certificates, certify, majority
 from rs_plugins.core.checks import check_count, check_positive, check_probability, check_seed
 from rs_plugins.core.confidence import majority_p_value
-from rs_plugins.core.decisions import PROBES, Decider
+from rs_plugins.core.decisions import Decider, probes
 from rs_plugins.core.models import evaluating
-from rs_plugins.core.noise import Family
+from rs_plugins.core.noise import Family, make_noise
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN, Plan
-from rs_plugins.core.streams import fresh_seed
+from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.core.votes import Counts, Poll, default_chunk, warn_invalid
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import Array
@@ -192,7 +192,8 @@ class Certifying:
         counts = np.zeros((len(images), classes + 1), dtype=np.int64)
         if not len(images):
             return counts[:, :-1]
-        decide = self._decider(images[0].to(device) + draws[:PROBES])
+        source = stream(self.seed, "rounding", device=device)
+        decide = self._decider(probes(images.shape[1:], make_noise(self.family, self.sigma), source, draws.dtype))
         with evaluating(self.model), torch.no_grad():
             for row, image in enumerate(images):
                 for part in draws.split(chunk):
