@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rs_plugins.activation import activate as activate
     from rs_plugins.activation import activated as activated
     from rs_plugins.activation import deactivate as deactivate
+    from rs_plugins.core.attack_evaluation import evaluate_attack as evaluate_attack
     from rs_plugins.core.black_box import BlackBox as BlackBox
     from rs_plugins.core.certification import Certificate as Certificate
     from rs_plugins.core.certification import certify as certify
@@ -41,6 +42,7 @@ _HOME = {
     "activated": "rs_plugins.activation",
     "certify": "rs_plugins.core.certification",
     "deactivate": "rs_plugins.activation",
+    "evaluate_attack": "rs_plugins.core.attack_evaluation",
 }
 _EXTRA = {"rs_plugins_art": "art", "rs_plugins_torchattacks": "torchattacks"}
 __all__ = sorted(_HOME)

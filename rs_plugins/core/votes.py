@@ -101,10 +101,10 @@ class Poll:
             self.classes = probe(self.runner, images[:1].to(self.device, self.dtype), classes)
             self.decide = self._measure_rounding(compile)
 
-    def votes(self, n: int) -> Counts:
+    def votes(self, n: int, *, watch: Callable[[], object] | None = None) -> Counts:
         """Return how many of ``n`` noisy copies of each image voted for each class, (images, classes).
 
-        Copies with NaN logits vote for no class, with a `ModelWarning`.
+        Copies with NaN logits vote for no class, with a `ModelWarning`. ``watch`` is called after each image.
 
         Raises:
             InputError: If ``n`` is not a positive integer.
@@ -118,6 +118,8 @@ class Poll:
         for index, ballot in zip(self.indices, self.run(ask_once, most=wanted), strict=True):
             warn_invalid(index, ballot.invalid)
             rows.append(ballot.result)
+            if watch is not None:
+                watch()
         return np.stack(rows) if rows else np.zeros((0, self.classes), dtype=np.int64)
 
     def run(self, procedure: Callable[[Turn], Procedure[R]], *, most: int = 0) -> Iterator[Ballot[R]]:
