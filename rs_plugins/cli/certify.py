@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rs_plugins.cli.model_errors import plain_model_errors
+from rs_plugins.cli.options import (
+    INTERRUPTED,
+    default_device,
+    device_option,
+    find_modules_here,
+    load_network,
+    model_options,
+    open_data,
+    quiet_option,
+    range_options,
+)
 from rs_plugins.cli.plain_warnings import plain_warnings
-from rs_plugins.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from rs_plugins.core.plans.protocol import Plan
     from rs_plugins.core.results import Results
-
-INTERRUPTED = 130  # as the shell says it
 
 
 def _parse_shard(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, int]:
@@ -36,21 +42,7 @@ def _check_log(_context: click.Context, _option: click.Parameter, path: Path) ->
     epilog="Example: rs-plugins certify --model mynets:resnet20 --weights resnet20.safetensors --data cifar10:data "
     "--sigma 0.25 --plan fixed:n=10000 --skip 20 --out resnet20.tsv"
 )
-@click.option(
-    "--model", required=True, metavar="PACKAGE.MODULE:FUNCTION", help="Returns the model, normalisation inside."
-)
-@click.option("--weights", type=click.Path(path_type=Path), help="safetensors, or a torch file of tensors only.")
-@click.option(
-    "--data",
-    required=True,
-    metavar="FORMAT[:PLACE]",
-    help="digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE (arrays images, labels) or npz-jpeg:FILE.",
-)
-@click.option("--split", type=click.Choice(["test", "train"]), help="Part of the data set, if it has parts.  [test]")
-@click.option(
-    "--image-size", type=int, help="For imagefolder: scale the shorter side to 8/7 of this, cut out the centre."
-)
-@click.option("--sigma", type=float, required=True, help="Noise, in pixels of [0, 1].")
+@model_options
 @click.option(
     "--plan",
     default="fixed-budget",
@@ -66,11 +58,7 @@ def _check_log(_context: click.Context, _option: click.Parameter, path: Path) ->
     help="The log to write.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the log if it exists.")
-@click.option("--start", type=int, default=0, show_default=True, help="First image.")
-@click.option("--stop", type=int, help="Image before which to stop.")
-@click.option(
-    "--skip", type=int, default=1, show_default=True, help="Take only images whose index is a multiple of this."
-)
+@range_options
 @click.option(
     "--shard",
     default="0/1",
@@ -80,7 +68,7 @@ def _check_log(_context: click.Context, _option: click.Parameter, path: Path) ->
     help="Of the images chosen take the I-th, (I+N)-th, ..., I from 0. rs-plugins merge puts the logs together.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
-@click.option("--device", help="Where to compute.  [cuda if there is one, else cpu]")
+@device_option
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32", "float64"]),
@@ -89,7 +77,7 @@ def _check_log(_context: click.Context, _option: click.Parameter, path: Path) ->
 @click.option("--channels-last", is_flag=True, help="Lay images out with the channels last; often faster.")
 @click.option("--compile", is_flag=True, help="Compile the model first.")
 @click.option("--chunk", type=int, help="Most noisy images in a forward pass; changes the speed only.")
-@click.option("--quiet", is_flag=True, help="No progress bar; there is none either where stderr is no terminal.")
+@quiet_option
 def certify(out: Path, quiet: bool, **options: Any) -> None:
     """Certify a smoothed classifier on a data set into a log.
 
@@ -112,18 +100,15 @@ def certify(out: Path, quiet: bool, **options: Any) -> None:
 def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: str, **options: Any) -> "Results":
     import torch
 
-    from rs_plugins.core.data_sets.opening import open_data_set
     from rs_plugins.core.job import Selection, certify_data_set
     from rs_plugins.core.models import check_device
 
-    chosen, device = _plan(plan), check_device(options["device"] or _default_device())
+    chosen, device = _plan(plan), check_device(options["device"] or default_device())
     selection = Selection(*(options[name] for name in ("start", "stop", "skip", "shard")))
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    network = _network(model, weights)
-    data = open_data_set(options["data"], split=options["split"], image_size=options["image_size"])
+    find_modules_here()
+    network = load_network(model, weights)
     return certify_data_set(
-        *(network.to(device), data, options["sigma"], out),
+        *(network.to(device), open_data(options), options["sigma"], out),
         plan=chosen,
         seed=options["seed"],
         selection=selection,
@@ -137,19 +122,6 @@ def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: s
     )
 
 
-def _network(target: str, weights: Path | None) -> "nn.Module":
-    """Return the model, with ``weights``; without, what the function returns has to be the same each time."""
-    from rs_plugins.core.checkpoints import load_weights, make_model
-    from rs_plugins.core.models import digest
-
-    network = make_model(target)
-    if weights is not None:
-        load_weights(network, weights)
-    elif digest(network) != digest(make_model(target)):
-        raise InputError(f"model: {target} returns other weights each time; give --weights")
-    return network
-
-
 def _plan(text: str) -> "Plan":
     from rs_plugins import registry
     from rs_plugins.cli.plans import parse_plan
@@ -157,12 +129,6 @@ def _plan(text: str) -> "Plan":
     names = [component.name for component in registry.components("certifier")]
     plan: Plan = parse_plan(text, names, lambda name: registry.component("certifier", name))
     return plan
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _written(out: Path) -> str:

@@ -1,0 +1,101 @@
+"""What the verbs that run a model on a data set have in common: options, and how they are read."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rs_plugins.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rs_plugins.core.data_sets.data_set import DataSet
+
+INTERRUPTED = 130  # as the shell says it
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    """Return one decorator for several options, which help shows in this order."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+model_options = _together(
+    click.option(
+        "--model", required=True, metavar="PACKAGE.MODULE:FUNCTION", help="Returns the model, normalisation inside."
+    ),
+    click.option("--weights", type=click.Path(path_type=Path), help="safetensors, or a torch file of tensors only."),
+    click.option(
+        "--data",
+        required=True,
+        metavar="FORMAT[:PLACE]",
+        help="digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE (arrays images, labels) or npz-jpeg:FILE.",
+    ),
+    click.option(
+        "--split", type=click.Choice(["test", "train"]), help="Part of the data set, if it has parts.  [test]"
+    ),
+    click.option(
+        "--image-size", type=int, help="For imagefolder: scale the shorter side to 8/7 of this, cut out the centre."
+    ),
+    click.option("--sigma", type=float, required=True, help="Noise, in pixels of [0, 1]."),
+)
+
+range_options = _together(
+    click.option("--start", type=int, default=0, show_default=True, help="First image."),
+    click.option("--stop", type=int, help="Image before which to stop."),
+    click.option(
+        "--skip", type=int, default=1, show_default=True, help="Take only images whose index is a multiple of this."
+    ),
+)
+
+device_option = click.option("--device", help="Where to compute.  [cuda if there is one, else cpu]")
+quiet_option = click.option(
+    "--quiet", is_flag=True, help="No progress bar; there is none either where stderr is no terminal."
+)
+
+
+def find_modules_here() -> None:
+    """Put the current folder on the path, as ``python -m`` does."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def load_network(target: str, weights: Path | None) -> "nn.Module":
+    """Return the model, with ``weights``; without, what the function returns has to be the same each time.
+
+    Raises:
+        InputError: If it is not.
+    """
+    from rs_plugins.core.checkpoints import load_weights, make_model
+    from rs_plugins.core.models import digest
+
+    network = make_model(target)
+    if weights is not None:
+        load_weights(network, weights)
+    elif digest(network) != digest(make_model(target)):
+        raise InputError(f"model: {target} returns other weights each time; give --weights")
+    return network
+
+
+def open_data(options: Mapping[str, Any]) -> "DataSet":
+    """Return the data set that the options ``data``, ``split`` and ``image_size`` name."""
+    from rs_plugins.core.data_sets.opening import open_data_set
+
+    return open_data_set(options["data"], split=options["split"], image_size=options["image_size"])
+
+
+def default_device() -> str:
+    """Return where to compute if nobody says."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
