@@ -66,7 +66,7 @@ def evaluate_attack(
     """
     model = _smoothed(smoothed)
     check_probability(confidence, "confidence")
-    votes = _check_votes(n, alpha)
+    votes = check_votes(n, alpha)
     seed = fresh_seed() if seed is None else check_seed(seed)
     images, attacked = _pair(x, x_adv)
 
@@ -104,7 +104,12 @@ def _smoothed(candidate: object) -> SmoothedModel:
     )
 
 
-def _check_votes(n: int, alpha: float) -> int:
+def check_votes(n: int, alpha: float) -> int:
+    """Return ``n`` if so many votes can tell two classes apart at level ``alpha``.
+
+    Raises:
+        InputError: If they cannot, even if all agree, or one of the two is out of range.
+    """
     votes, level = check_count(n, "n"), check_probability(alpha, "alpha")
     if majority_p_value(votes, 0) > level:
         raise InputError(f"n: {votes} votes are too few at alpha = {level:g}: all images would abstain")

@@ -83,14 +83,14 @@ def certify_data_set(
         raise ResultsError(f"{log}: it exists; to go on with it use resume (--resume), else choose another file")
     if not log.parent.is_dir():
         raise InputError(f"log: there is no folder {log.parent}")
-    _check_sigma(sigma)
-    data = _data_set(data)
+    check_sigma(sigma)
+    data = as_data_set(data)
     selection = selection or Selection()
     positions = selection.positions(len(data))
     run: _Run = partial(certify, model, sigma=sigma, plan=plan, seed=check_seed(seed), **options)
     if isinstance(model, nn.Module):
         home, dtype = device_and_dtype(model, options.get("device"))
-        _check_classes(probe(model, data.read(positions[:1]).to(home, dtype)), data)
+        check_classes(probe(model, data.read(positions[:1]).to(home, dtype)), data)
         settled = identity(model)
     with ResultsWriter(log) as writer:
         left = _left(writer, positions)
@@ -100,7 +100,7 @@ def certify_data_set(
         if isinstance(model, nn.Module) and identity(model) != settled:
             raise ModelError("model: running it changes what it is, so --resume would not know it again; " + _ADVICE)
         if not isinstance(model, nn.Module):
-            _check_classes(first.classes, data)
+            check_classes(first.classes, data)
         writer.begin(first.made_with, data.identity, selection)
         with _Progress(read_results(log), len(positions), plan, shown=progress) as bar:
             for certificate in chain.from_iterable(chain([first], runs)) if left else ():
@@ -110,7 +110,12 @@ def certify_data_set(
     return read_results(log)
 
 
-def _data_set(data: object) -> DataSet:
+def as_data_set(data: object) -> DataSet:
+    """Return ``data`` if it is a data set, or the one that it names, as in ``"mnist:DIR"``.
+
+    Raises:
+        InputError: If it is neither.
+    """
     opened = open_data_set(data) if isinstance(data, str) else data
     if not isinstance(opened, DataSet):
         raise InputError(
@@ -119,7 +124,12 @@ def _data_set(data: object) -> DataSet:
     return opened
 
 
-def _check_sigma(sigma: float) -> None:
+def check_sigma(sigma: float) -> None:
+    """Warn if ``sigma`` is probably meant for pixels in [0, 255].
+
+    Raises:
+        InputError: If it is no finite number above 0.
+    """
     if check_positive(sigma, "sigma") > LIKELY_SIGMA:
         warnings.warn(
             f"sigma: {sigma:g} is for pixels in [0, 1]; for noise of {sigma:g} in [0, 255] give {sigma / 255:g}",
@@ -128,8 +138,12 @@ def _check_sigma(sigma: float) -> None:
         )
 
 
-def _check_classes(classes: int, data: DataSet) -> None:
-    """Compare the number of the model's classes with the labels."""
+def check_classes(classes: int, data: DataSet) -> None:
+    """Compare the number of the model's classes with the labels, and warn if they may mean others.
+
+    Raises:
+        ModelError: If there are fewer classes than labels.
+    """
     labels = int(data.labels.max()) + 1
     if classes < labels:
         raise ModelError(f"model: expected at least {labels} classes, as {data.name} has, got {classes}")
