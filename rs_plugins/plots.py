@@ -44,6 +44,27 @@ class Specimen:
     caption: str
 
 
+@dataclass(frozen=True)
+class AttackedImage:
+    """One image before and after an attack.
+
+    Attributes:
+        clean: The image, (channels, height, width), of 1 or 3 channels.
+        attacked: The same after the attack.
+        label: Its true class.
+        before: What is predicted before, -1 for an abstention.
+        after: What is predicted after.
+        l2: l2 norm of the perturbation, in pixels.
+    """
+
+    clean: npt.NDArray[np.float32]
+    attacked: npt.NDArray[np.float32]
+    label: int
+    before: int
+    after: int
+    l2: float
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of ``width`` by ``height`` inches that draws to files only.
 
@@ -175,6 +196,43 @@ def draw_gallery(figure: "SubFigure", specimens: Sequence[Specimen]) -> None:
         row[1].set_xlabel(specimen.caption, fontsize=8)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=8)
+
+
+def save_attacked_images(path: Path, specimens: Sequence[AttackedImage]) -> None:
+    """Draw one row per image into the file ``path``: clean, adversarial, and the difference, amplified around grey.
+
+    Raises:
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    factor = amplification(max((float(np.abs(s.attacked - s.clean).max()) for s in specimens), default=0.0))
+    figure = new_figure(6, 0.4 + 2.1 * len(specimens))
+    grid: Any = figure.subplots(len(specimens), 3, squeeze=False)
+    for row, specimen in zip(grid, specimens, strict=True):
+        difference = 0.5 + factor * (specimen.attacked - specimen.clean)
+        titles = (
+            f"clean, label {specimen.label} → {_named(specimen.before)}",
+            f"adversarial → {_named(specimen.after)}",
+            f"difference x {factor:g}, l2 {specimen.l2:.2f}",
+        )
+        for axes, picture, title in zip(row, (specimen.clean, specimen.attacked, difference), titles, strict=True):
+            shown = picture.clip(0, 1).transpose(1, 2, 0)
+            axes.imshow(shown[:, :, 0] if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(title, fontsize=8)
+    figure.savefig(path)
+
+
+def amplification(largest: float) -> float:
+    """Return the largest of 1, 2, 5, 10, 20, … by which a change of ``largest`` stays within one half; at least 1."""
+    if largest <= 0:
+        return 1.0
+    most = 0.5 / largest * (1 + 1e-6)
+    steps = [step * 10.0**power for power in range(10) for step in (1, 2, 5)]
+    return max((step for step in steps if step <= most), default=1.0)
+
+
+def _named(prediction: int) -> str:
+    return "abstains" if prediction == -1 else str(prediction)
 
 
 def save_demo_figure(

@@ -6,11 +6,14 @@ from rs_plugins.core.report import Curve
 from rs_plugins.core.results import Results
 from rs_plugins.errors import ResultsError
 from rs_plugins.plots import (
+    AttackedImage,
     Specimen,
+    amplification,
     draw_certified_accuracy,
     draw_gallery,
     draw_steps,
     new_figure,
+    save_attacked_images,
     save_certified_accuracy,
     save_demo_figure,
 )
@@ -94,3 +97,36 @@ def test_gallery_has_a_row_for_each_specimen():
 def test_pictures_without_gallery_and_without_rows(tmp_path, tables):
     save_demo_figure(tmp_path / "x.png", "title", tables, {}, [])
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_attacked_images_are_shown_with_an_amplified_difference(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("rs_plugins.plots.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    clean = np.full((3, 4, 4), 0.5, dtype=np.float32)
+    attacked = clean.copy()
+    attacked[0, 0, 0] += 0.02
+    grey = np.full((1, 4, 4), 0.25, dtype=np.float32)
+    save_attacked_images(
+        tmp_path / "x.png",
+        [
+            AttackedImage(clean, attacked, label=3, before=3, after=7, l2=0.02),
+            AttackedImage(grey, grey, label=1, before=2, after=-1, l2=0.0),
+        ],
+    )
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    axes = figures[0].get_axes()
+    assert [one.get_title() for one in axes] == [
+        *("clean, label 3 → 3", "adversarial → 7", "difference x 20, l2 0.02"),
+        *("clean, label 1 → 2", "adversarial → abstains", "difference x 20, l2 0.00"),
+    ]
+    shown = [one.images[0].get_array() for one in axes]
+    assert [picture.shape for picture in shown] == [(4, 4, 3)] * 3 + [(4, 4)] * 3
+    assert shown[2][0, 0].tolist() == pytest.approx([0.9, 0.5, 0.5], abs=1e-6)
+    assert np.allclose(shown[5], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("largest", "factor"), [(0.0, 1), (2.0, 1), (0.5, 1), (0.3, 1), (0.25, 2), (0.1, 5), (0.024, 20), (8 / 255, 10)]
+)
+def test_amplification_keeps_changes_within_the_scale(largest, factor):
+    assert amplification(largest) == factor

@@ -18,6 +18,7 @@ _VERBS = {
     "list": ("rs_plugins.cli.listing", "list_plugins", "Show plugins, what they offer and where it landed."),
     "doctor": ("rs_plugins.cli.doctor", "doctor", "Check this environment for versions that clash and known traps."),
     "certify": ("rs_plugins.cli.certify", "certify", "Certify a model on a data set into a log; can be gone on with."),
+    "attack": ("rs_plugins.cli.attack", "attack", "Attack a smoothed classifier, and judge the attack by many votes."),
     "merge": ("rs_plugins.cli.merge", "merge", "Put the logs of a run's shards together."),
     "report": ("rs_plugins.cli.report", "report", "Certified accuracy, ACR and more of logs: tables and a picture."),
     "demo": ("rs_plugins.cli.demo", "demo", "Train, attack and certify on handwritten digits: a table and a plot."),

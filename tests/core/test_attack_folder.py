@@ -123,8 +123,8 @@ def test_a_damaged_batch_is_named(place):
 
 
 def test_places_where_no_folder_can_be(place):
-    with pytest.raises(InputError, match="out: there is no folder .*nowhere"):
+    with pytest.raises(InputError, match=r"out: there is no folder .*nowhere"):
         AttackFolder(place / "nowhere" / "x", SETTINGS)
     Path(place).write_text("a file")
-    with pytest.raises(InputError, match="out: expected a folder, got .*out, which is something else"):
+    with pytest.raises(InputError, match=r"out: expected a folder, got .*out, which is something else"):
         AttackFolder(place, SETTINGS)

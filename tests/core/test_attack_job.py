@@ -144,7 +144,7 @@ def test_another_run_is_refused(smoothed, out, change, difference):
 def test_another_model_and_another_sigma_are_refused(smoothed, out):
     job(darken, smoothed, out, selection=Selection(stop=1))
     other = SmoothedModel(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 0.25)
-    with pytest.raises(ResultsError, match="begun by another run .model: "):
+    with pytest.raises(ResultsError, match=r"begun by another run .model: "):
         job(darken, other, out, resume=True)
     with pytest.raises(ResultsError, match=r"begun by another run .sigma: 0\.25 -> 0\.5"):
         job(darken, SmoothedModel(smoothed.base, 0.5), out, resume=True)
