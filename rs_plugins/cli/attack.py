@@ -68,7 +68,9 @@ _PICTURE = "attack.png"
 @click.option("--alpha", type=float, default=0.001, show_default=True, help="Chance that such a prediction is wrong.")
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals over the images.")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Images attacked at once.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the judge's votes.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the judge, and of what others' attacks draw."
+)
 @click.option("--pictures", type=int, default=6, show_default=True, help="Images in attack.png.")
 @device_option
 @quiet_option

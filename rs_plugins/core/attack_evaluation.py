@@ -77,7 +77,8 @@ def evaluate_attack(
 
     polls = poll(images, "before"), poll(attacked, "after")
     labels = _labels(y, len(images), polls[0].classes)
-    with tqdm(total=2 * len(images), desc="evaluate", unit="image", disable=not progress) as bar:
+    # leave=None: below the bar of a caller this one disappears when it is done
+    with tqdm(total=2 * len(images), desc="evaluate", unit="image", leave=None, disable=not progress) as bar:
         counts = [ask.votes(votes, watch=bar.update) for ask in polls]
     before, after = (Predictions(labels, majority(found, alpha), found, votes) for found in counts)
     delta = attacked.double() - images.double()

@@ -108,7 +108,7 @@ def attack_data_set(
         with tqdm(total=len(positions), initial=len(done), desc="attack", unit="image", disable=not progress) as bar:
             for start in range(0, len(left), size):
                 part = left[start : start + size]
-                kept.add(_batch(attack, smoothed, data, part, home, judge))
+                kept.add(_batch(attack, smoothed, data, part, home, {**judge, "progress": progress}))
                 bar.update(len(part))
         results = kept.read()
         evaluation = _evaluation(results, smoothed.sigma, judge, confidence)

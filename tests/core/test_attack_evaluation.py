@@ -9,6 +9,7 @@ from torch import nn
 import rs_plugins
 from rs_plugins.core.attack_evaluation import evaluate_attack
 from rs_plugins.core.black_box import BlackBox
+from rs_plugins.core.certification import majority
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.core.votes import Poll
@@ -189,6 +190,10 @@ def test_a_progress_bar_of_all_images(smoothed, capsys):
         ({"x": X * math.nan}, "x: expected finite values, got NaN or infinity"),
         ({"x_adv": X / 0}, "x_adv: expected finite values, got NaN or infinity"),
         ({"x": (X * 255).byte()}, r"x: expected floating-point pixels in \[0, 1\], got torch.uint8"),
+        (
+            {"x_adv": torch.ones(8, 1, 2, 2).int()},
+            r"x_adv: expected floating-point pixels in \[0, 1\], got torch.int32",
+        ),
         ({"x": X + 1}, r"x: expected pixels in \[0, 1\], got values from"),
         ({"x_adv": X.clamp(max=0) - 2e-6}, r"x_adv: expected pixels in \[0, 1\], got values from"),
         ({"x_adv": X[1:]}, r"x_adv: expected the shape of x, \(8, 1, 2, 2\), got shape \(7, 1, 2, 2\)"),
@@ -220,6 +225,13 @@ def test_images_that_the_model_does_not_take(smoothed):
     wide = torch.rand(8, 1, 3, 3)
     with pytest.raises(ModelError, match=r"model: it fails on an input of shape \(1, 1, 3, 3\)"):
         evaluate_attack(smoothed, wide, wide, Y)
+
+
+@pytest.mark.parametrize(("n", "fewest"), [(11, 11), (100, 67), (1000, 553), (10_000, 5166)])
+def test_how_many_votes_predict_goes_by(n, fewest):
+    """The numbers of PREDICT at alpha = 0.001, all other votes on one class."""
+    votes = np.array([[0, fewest, n - fewest], [0, fewest - 1, n - fewest + 1], [n - fewest, 0, fewest]])
+    assert majority(votes, 0.001).tolist() == [1, -1, 2]
 
 
 def test_eleven_votes_can_predict(smoothed):

@@ -246,6 +246,7 @@ def test_a_progress_bar_goes_on_where_the_run_stopped(smoothed, out, capsys):
     job(darken, smoothed, out, resume=True, progress=True)
     text = capsys.readouterr().err
     assert "attack:  40%" in text
+    assert "evaluate: " in text
     assert "10/10" in text
 
 
