@@ -5,6 +5,8 @@ from torch import Tensor
 
 from rs_plugins.errors import InputError
 
+MOST_ROUNDS = 50  # of `highest_l2`; a handful are enough
+
 
 def expand_like(value: Tensor, reference: Tensor) -> Tensor:
     """Append dimensions to ``value`` (n,) until it broadcasts against ``reference`` (n, *input)."""
@@ -83,6 +85,29 @@ def project_linf(delta: Tensor, eps: Tensor) -> Tensor:
 def project_box(delta: Tensor, x: Tensor) -> Tensor:
     """Change ``delta`` as little as needed for ``x + delta`` to lie in [0, 1]."""
     return (x + delta).clamp(0, 1) - x
+
+
+def highest_l2(slope: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+    """Return argmax <slope, delta> over ||delta||_2 <= eps and x + delta in [0, 1], of the shape of ``x`` (n, *input).
+
+    The maximiser is c·slope, cut off at the box, for that c at which its norm is ``eps`` (broadcastable). A pixel cut
+    off at some c is so at every larger one, and c grows with each that is: so a few rounds find them all.
+    """
+    size, most = slope.abs(), torch.where(slope > 0, 1 - x, x).clamp(min=0)
+    cut = torch.zeros_like(slope, dtype=torch.bool)
+    for _ in range(MOST_ROUNDS):
+        left = (eps.square() - _sum_of_squares(most * cut)).clamp(min=0)
+        c = (left / _sum_of_squares(size * ~cut).clamp(min=torch.finfo(size.dtype).tiny)).sqrt()
+        new = cut | (c * size > most)
+        if torch.equal(new, cut):
+            break
+        cut = new
+    return torch.where(cut, most, torch.minimum(c * size, most)) * slope.sign()
+
+
+def _sum_of_squares(images: Tensor) -> Tensor:
+    """Return the sum of squares of each image of ``images`` (n, *input), broadcastable."""
+    return expand_like(images.flatten(1).square().sum(dim=1), images)
 
 
 def add_inside(x: Tensor, delta: Tensor) -> Tensor:

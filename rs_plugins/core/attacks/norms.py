@@ -6,7 +6,15 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from rs_plugins.core.geometry import expand_like, normalise_l2, project_l2, project_linf, sign_or
+from rs_plugins.core.geometry import (
+    expand_like,
+    highest_l2,
+    normalise_l2,
+    project_box,
+    project_l2,
+    project_linf,
+    sign_or,
+)
 
 
 class Norm(Protocol):
@@ -27,6 +35,12 @@ class Norm(Protocol):
     def project(self, delta: Tensor, eps: Tensor) -> Tensor:
         """Return the point of the ball of radius ``eps`` (broadcastable) that is nearest to ``delta`` (n, *input)."""
 
+    def highest(self, slope: Tensor, x: Tensor, eps: Tensor, otherwise: Tensor) -> Tensor:
+        """Return the point of box and ball that is highest along ``slope``: argmax <slope, delta>, both (n, *input).
+
+        An image whose slope is zero or not finite climbs along ``otherwise`` (broadcastable).
+        """
+
     def start(self, free: Tensor, source: torch.Generator) -> Tensor:
         """Return points uniform in the ball of radius 1, float32, zero where ``free`` (n, *input) is not set.
 
@@ -42,6 +56,9 @@ class _L2:
 
     def project(self, delta: Tensor, eps: Tensor) -> Tensor:
         return project_l2(delta, eps)
+
+    def highest(self, slope: Tensor, x: Tensor, eps: Tensor, otherwise: Tensor) -> Tensor:
+        return project_l2(highest_l2(normalise_l2(slope, otherwise), x, eps), eps)
 
     def start(self, free: Tensor, source: torch.Generator) -> Tensor:
         gaussian = _shared(torch.randn, free, source)
@@ -59,6 +76,9 @@ class _Linf:
 
     def project(self, delta: Tensor, eps: Tensor) -> Tensor:
         return project_linf(delta, eps)
+
+    def highest(self, slope: Tensor, x: Tensor, eps: Tensor, otherwise: Tensor) -> Tensor:
+        return project_box(eps * sign_or(slope, otherwise), x)
 
     def start(self, free: Tensor, source: torch.Generator) -> Tensor:
         return free * (2 * _shared(torch.rand, free, source) - 1)

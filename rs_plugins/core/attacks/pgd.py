@@ -1,52 +1,64 @@
-"""Projected gradient descent in an l2 or linf ball."""
+"""Gradient ascent in an l2 or linf ball: projected, or by dual averaging."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rs_plugins.core.attacks.norms import L2, LINF, Norm
 from rs_plugins.core.checks import check_count, check_images
-from rs_plugins.core.geometry import add_inside, expand_like, per_image, project_box
+from rs_plugins.core.geometry import add_inside, normalise_l2, per_image, project_box
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError
 
 Ascent = Callable[[Tensor, int], Tensor]
+View = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+Height = Callable[[Tensor, Tensor], Tensor]
+Rule = Literal["dual-averaging", "projected"]
 
 
 def pgd(
-    ascent: Ascent,
+    view: View,
     x: Tensor,
     *,
     norm: Norm = L2,
     eps: float | Tensor,
-    step: float | Tensor,
+    step: float | Tensor | None = None,
     steps: int,
+    rule: Rule = "projected",
     mask: Tensor | None = None,
-    random_starts: int = 0,
-    height: Callable[[Tensor], Tensor] | None = None,
+    random_start: bool = False,
+    restarts: int = 1,
+    height: Height | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Climb ``ascent`` from ``x`` within the ball of radius ``eps`` and the box [0, 1] (Salman et al. 2019).
+    """Climb from ``x`` within the ball of radius ``eps`` and the box [0, 1] (Salman et al. 2019).
 
     An image whose gradient is zero or not finite takes its step in a random direction, so that it is not stuck; always
     in the same one, so that it reaches the sphere as the others do. Random directions and random starts are the same
     for all images, as the noise is, so that no result depends on how images are batched.
 
     Args:
-        ascent: Called with the current images (n, *input) and the number of the step, returns the direction in which to
-            climb, (n, *input); its length does not matter. The numbers go on from one random start to the next.
+        view: Called with the images that still move (k, *input), which of the n they are, (k,), and the number of the
+            step, returns which of them have arrived, boolean (k,), and the directions in which to climb, (k, *input),
+            whose length does not matter. An image that has arrived stays as it is, and is looked at no more. The
+            numbers go on from one run to the next.
         x: (n, *input), pixels in [0, 1].
         norm: `L2` or `LINF`.
         eps: Radius in pixels, a number or one per image.
-        step: Length of a step in pixels, a number or one per image.
+        step: Length of a step in pixels, a number or one per image. None: 2·eps/steps, or ``eps`` if averaging.
         steps: Number of steps, >= 1.
+        rule: ``"projected"``: add a step to the perturbation and go back into ball and box, as in the paper.
+            ``"dual-averaging"`` (Nesterov 2009): go to where the mean of all directions seen so far is highest in box
+            and ball; of the ball each step opens another ``step``, up to ``eps``. Noise in the gradients averages out.
         mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
-        random_starts: 0: start at ``x``. 1: start uniformly at random in the ball (over the pixels that may change),
-            and go from there into the box. More: that often, and for each image keep the result where ``height`` is
-            greatest.
-        height: What is climbed, (n, *input) to (n,); needed to choose between several random starts.
+        random_start: Whether the first run starts uniformly at random in the ball (over the pixels that may change, and
+            from there into the box) instead of at ``x``. The others always do.
+        restarts: Number of runs; for each image that result is kept where ``height`` is greatest, or the first that
+            arrived.
+        height: What is climbed, at images (k, *input), and which of the n they are, as (k,); needed for several runs.
         seed: Seed of the random directions and starts.
 
     Returns:
@@ -58,40 +70,132 @@ def pgd(
     """
     check_images(x)
     check_count(steps, "steps")
-    runs = max(1, check_count(random_starts, "random_starts", least=0))
-    if runs > 1 and height is None:
-        raise InputError(f"height: needed to choose between the results of {runs} random starts")
-    eps, step = per_image(eps, x, "eps"), per_image(step, x, "alpha")
+    if rule not in get_args(Rule):
+        raise InputError(f"rule: expected one of {', '.join(map(repr, get_args(Rule)))}, got {rule!r}")
+    if check_count(restarts, "restarts") > 1 and height is None:
+        raise InputError(f"height: needed to choose between the results of {restarts} runs")
+    eps = per_image(eps, x, "eps")
+    step = per_image(step, x, "alpha") if step is not None else eps if rule == "dual-averaging" else 2 * eps / steps
     x = x.detach().clone()
     free = check_mask(mask, x)
-    anywhere = any_direction(free, seed).to(x.dtype)
-
-    def climb(run: int) -> Tensor:
-        delta = torch.zeros_like(x)
-        if random_starts:
-            start = norm.start(free, stream(seed, "start", run, device=x.device))
-            delta = norm.project(project_box(eps * start.to(x.dtype), x), eps)
-        for number in range(run * steps, (run + 1) * steps):
-            delta = delta + step * norm.direction(free * ascent(x + delta, number), otherwise=anywhere)
-            delta = norm.project(project_box(delta, x), eps)
-        return torch.where(free, add_inside(x, delta), x)
-
-    if height is None or runs == 1:
-        return climb(0)
-    return _highest(climb, runs, height)
+    room = _Room(x, free, eps, step, any_direction(free, seed).to(x.dtype), norm)
+    best, arrived = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    highest = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+    for run in range(restarts):
+        rows = (~arrived).nonzero().squeeze(1)
+        here = room.at(rows)
+        delta = here.start(stream(seed, "start", run, device=x.device)) if random_start or run else here.nowhere()
+        numbers = range(run * steps, (run + 1) * steps)
+        found, there = _climb(view, here, rows, delta, numbers, rule)
+        value = highest[rows] if height is None else height(found, rows).double()
+        better = there | (value > highest[rows]) | (run == 0)
+        best = best.index_copy(0, rows[better], found[better])
+        highest[rows] = torch.maximum(highest[rows], value.nan_to_num(nan=-torch.inf))
+        arrived[rows] = there
+    return best
 
 
 def pgd_l2(ascent: Ascent, x: Tensor, **settings: Any) -> Tensor:
-    """Climb ``ascent`` from ``x`` in an l2 ball; ``settings`` are those of `pgd` but ``norm``."""
-    return pgd(ascent, x, norm=L2, **settings)
+    """Climb ``ascent`` (images (n, *input) and number of the step to directions) from ``x`` in an l2 ball.
+
+    ``settings`` are those of `pgd` but ``norm``.
+    """
+    return pgd(_never_arriving(ascent), x, norm=L2, **settings)
 
 
 def pgd_linf(ascent: Ascent, x: Tensor, **settings: Any) -> Tensor:
-    """Climb ``ascent`` from ``x`` in an linf ball; ``settings`` are those of `pgd` but ``norm``.
+    """Climb ``ascent`` (images (n, *input) and number of the step to directions) from ``x`` in an linf ball.
 
-    A step moves each pixel by ``step`` along the sign of its slope; a pixel of slope 0 stays, unless all are 0.
+    ``settings`` are those of `pgd` but ``norm``. A step moves each pixel by ``step`` along the sign of its slope; a
+    pixel of slope 0 stays, unless all are 0.
     """
-    return pgd(ascent, x, norm=LINF, **settings)
+    return pgd(_never_arriving(ascent), x, norm=LINF, **settings)
+
+
+def _never_arriving(ascent: Ascent) -> View:
+    def view(images: Tensor, rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(rows, dtype=torch.bool), ascent(images, number)
+
+    return view
+
+
+@dataclass
+class _Room:
+    """Where images may go: ball and box, and the size of steps there.
+
+    Attributes:
+        x: The images, (n, *input).
+        free: Which pixels may change, boolean (n, *input).
+        eps: Radius, broadcastable.
+        step: Length of a step, broadcastable.
+        anywhere: The direction for images without gradient, (n, *input).
+        norm: That of the radius.
+    """
+
+    x: Tensor
+    free: Tensor
+    eps: Tensor
+    step: Tensor
+    anywhere: Tensor
+    norm: Norm
+
+    def at(self, rows: Tensor) -> "_Room":
+        """Return that of the images ``rows`` (k,)."""
+        if len(rows) == len(self.x):
+            return self
+        eps, step = (value if len(value) == 1 else value[rows] for value in (self.eps, self.step))
+        return _Room(self.x[rows], self.free[rows], eps, step, self.anywhere[rows], self.norm)
+
+    def nowhere(self) -> Tensor:
+        """Return no perturbation."""
+        return torch.zeros_like(self.x)
+
+    def start(self, source: torch.Generator) -> Tensor:
+        """Return a random perturbation."""
+        start = self.norm.start(self.free, source)
+        return self.norm.project(project_box(self.eps * start.to(self.x.dtype), self.x), self.eps)
+
+    def step_from(self, delta: Tensor, slope: Tensor) -> Tensor:
+        """Return ``delta`` and a step along ``slope``, back in ball and box."""
+        delta = delta + self.step * self.norm.direction(self.free * slope, otherwise=self.anywhere)
+        return self.norm.project(project_box(delta, self.x), self.eps)
+
+    def unit(self, slope: Tensor) -> Tensor:
+        """Return ``slope`` at l2 norm 1."""
+        return normalise_l2(self.free * slope, otherwise=self.anywhere)
+
+    def highest(self, total: Tensor, count: int) -> Tensor:
+        """Return the highest perturbation along ``total`` in the box and what ``count`` steps open of the ball."""
+        reach = torch.minimum(self.eps, count * self.step)
+        return self.norm.highest(total, self.x, reach, otherwise=self.anywhere)
+
+    def image(self, delta: Tensor) -> Tensor:
+        """Return the images perturbed by ``delta``."""
+        return torch.where(self.free, add_inside(self.x, delta), self.x)
+
+
+def _climb(view: View, room: _Room, rows: Tensor, delta: Tensor, numbers: range, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Return where the images of ``room``, which are ``rows`` of all, come to from ``delta``, and which arrived."""
+    result, moving = delta.clone(), torch.arange(len(rows), device=rows.device)
+    total = torch.zeros_like(delta)
+    whole = room
+    for count, number in enumerate(numbers, start=1):
+        there, slope = view(room.image(delta), rows[moving], number)
+        if bool(there.any()):
+            result[moving[there]] = delta[there]
+            moving, delta, total, slope = (each[~there] for each in (moving, delta, total, slope))
+            if not len(moving):
+                break
+            room = whole.at(moving)
+        if rule == "projected":
+            delta = room.step_from(delta, slope)
+        else:
+            total = total + room.unit(slope)
+            delta = room.highest(total, count)
+    result[moving] = delta
+    arrived = torch.ones_like(rows, dtype=torch.bool)
+    arrived[moving] = False
+    return whole.image(result), arrived
 
 
 def any_direction(free: Tensor, seed: int) -> Tensor:
@@ -119,17 +223,3 @@ def check_mask(mask: Tensor | None, x: Tensor) -> Tensor:
     except RuntimeError:
         shapes = f"{tuple(x.shape)}, got shape {tuple(mask.shape)}"
         raise InputError(f"mask: expected a shape that broadcasts to that of x, {shapes}") from None
-
-
-def _highest(climb: Callable[[int], Tensor], runs: int, height: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return for each image that of the ``runs`` results of ``climb`` at which ``height`` is greatest, NaN lowest."""
-    best = climb(0)
-    highest = height(best)
-    highest = highest.masked_fill(highest.isnan(), -torch.inf)
-    for run in range(1, runs):
-        found = climb(run)
-        value = height(found)
-        better = value > highest
-        best = torch.where(expand_like(better, best), found, best)
-        highest = torch.where(better, value, highest)
-    return best

@@ -1,7 +1,9 @@
 """SmoothAdv: attacks on a smoothed classifier (Salman et al. 2019)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
@@ -9,17 +11,33 @@ from torch import Tensor
 
 from rs_plugins.core.attacks.ddn import ddn
 from rs_plugins.core.attacks.norms import L2, Norm
-from rs_plugins.core.attacks.pgd import pgd
+from rs_plugins.core.attacks.pgd import Rule, pgd
 from rs_plugins.core.attacks.stein import Stein, stein_for
-from rs_plugins.core.checks import check_count, check_images, check_labels, check_seed
+from rs_plugins.core.certification import majority
+from rs_plugins.core.checks import check_count, check_images, check_labels, check_probability, check_seed
 from rs_plugins.core.models import check_logits
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
-from rs_plugins.core.objectives import Logits, Look, Objective, ObjectiveName, objective_named
+from rs_plugins.core.objectives import (
+    Logits,
+    Look,
+    Objective,
+    ObjectiveName,
+    count_votes,
+    noisy_logits,
+    objective_named,
+    over_images,
+)
+from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.core.smoothing import NoiseMode, check_noise_mode, shared_draws
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.errors import InputError
 
 GradientName = Literal["backprop", "stein", "centred-stein"]
+Watch = Callable[[int, Tensor, Tensor, Tensor], None]
+
+CONFIRMING = 100  # draws that vote on whether an image may stop early
+# Salman et al. (2019), where our defaults differ.
+PUBLISHED = MappingProxyType({"noise": "fixed", "antithetic": False, "rule": "projected"})
 
 
 def smooth_adv_pgd(
@@ -30,24 +48,29 @@ def smooth_adv_pgd(
     *,
     norm: Norm = L2,
     eps: float | Tensor = 1.0,
-    step: float | Tensor = 0.2,
+    step: float | Tensor | None = None,
     steps: int = 10,
     samples: int = 16,
-    noise: NoiseMode = "fixed",
+    noise: NoiseMode = "fresh",
+    antithetic: bool = True,
+    rule: Rule = "dual-averaging",
     family: Family = GaussianNoise,
     objective: ObjectiveName = "log-mean-softmax",
     gradient: GradientName = "backprop",
     targeted: bool = False,
     mask: Tensor | None = None,
-    random_starts: int = 0,
+    random_start: bool = False,
+    restarts: int = 1,
+    early_stop: float | None = None,
     seed: int | None = 0,
     chunk: int | None = None,
-    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """Perturb ``x`` so that the classifier smoothed with ``sigma`` is wrong about it: PGD on -log mean softmax.
+    """Perturb ``x`` so that the classifier smoothed with ``sigma`` is wrong about it: ascent on -log mean softmax.
 
-    The caller puts the model into eval mode. The noise draws are shared by all images, so
-    the result for an image does not depend on the others.
+    The caller puts the model into eval mode. The noise draws are shared by all images, so the result for an image does
+    not depend on the others. The defaults are the strongest that we know for a number of passes; those of Salman et
+    al. (2019) are `PUBLISHED`.
 
     Args:
         logits: The base classifier, (k, *input) in pixels to (k, classes).
@@ -56,21 +79,30 @@ def smooth_adv_pgd(
         sigma: Standard deviation of the noise, in pixels.
         norm: The norm of the budget, `L2` or `LINF`.
         eps: Budget in pixels, a number or one per image.
-        step: Length of a step in pixels, a number or one per image.
+        step: Length of a step in pixels, a number or one per image. None: 2·eps/steps with ``rule="projected"``, as in
+            the paper; else ``eps``.
         steps: Number of steps, >= 1.
         samples: Noise draws per step (the paper's m).
-        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        noise: ``"fresh"``: a new set of draws at each step. ``"fixed"``: one for all steps, as in the paper.
+        antithetic: Whether half of the draws are the other half's negatives, so that what is odd in the noise cancels
+            out of the gradient; for noise that is as likely as its negative, as Gaussian noise is.
+        rule: ``"dual-averaging"`` or, as in the paper, ``"projected"``: see `rs_plugins.core.attacks.pgd.pgd`.
         family: The noise family.
         objective: ``"log-mean-softmax"``, the paper's; ``"mean-cross-entropy"`` or ``"mean-logits"``.
         gradient: ``"backprop"``, or estimated from the probabilities alone, for a model without a gradient and 2 or
             more draws of Gaussian noise: ``"stein"``, the paper's, or ``"centred-stein"``, which is less noisy.
         targeted: Whether to make the classifier say ``y`` instead of anything else.
         mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
-        random_starts: 0: start at the image. More: start that often, uniformly at random in the ball, and keep the
-            result of greatest loss (smallest if ``targeted``), judged by ``samples`` draws that no step has seen.
+        random_start: Whether the first run starts uniformly at random in the ball instead of at the image.
+        restarts: Number of runs, the later ones from random starts; for each image the result of greatest loss
+            (smallest if ``targeted``) is kept, judged by ``samples`` draws that no step has seen.
+        early_stop: Once a vote of `CONFIRMING` draws that no step has seen says that the smoothed classifier is wrong
+            about an image, it stays as it is, which saves passes. This is the probability, at most, that an image
+            stops by mistake, at any of its steps. None: no image stops early.
         seed: Seed of the draws and starts; None takes one from the operating system.
         chunk: At most this many noisy images per forward pass.
-        watch: Called at each step with its number, from 0, the current images and the gradient of the loss there.
+        watch: Called at each step with its number, from 0, which of the n images still move (k,), these images
+            (k, *input) and the gradient of the loss there.
 
     Returns:
         The perturbed images (n, *input), detached.
@@ -80,29 +112,37 @@ def smooth_adv_pgd(
         ModelError: If the model returns no usable logits, or no gradient flows through it.
     """
     check_images(x)
+    y = check_labels(y, n=len(x)).to(x.device)
     seed = fresh_seed() if seed is None else check_seed(seed)
-    victim = NoisyLoss.checked(logits, y, sigma, samples, noise, family, objective, gradient, seed, chunk, n=len(x))
+    victim = NoisyLoss.checked(logits, sigma, samples, noise, antithetic, family, objective, gradient, seed, chunk)
+    level = None if early_stop is None else check_probability(early_stop, "early_stop") / (steps * restarts)
     sign = -1.0 if targeted else 1.0
 
-    def ascent(current: Tensor, number: int) -> Tensor:
-        slope = victim.look(current, number).gradient
+    def view(current: Tensor, rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        look = victim.look(current, y[rows], number)
         if watch is not None:
-            watch(number, current, slope)
-        return sign * slope
+            watch(number, rows, current, look.gradient)
+        there = torch.zeros_like(rows, dtype=torch.bool)
+        if level is not None:
+            there = fooled(look.votes, y[rows], targeted=targeted)
+            there[there.clone()] = victim.confirm(current[there], y[rows][there], number, level, targeted=targeted)
+        return there, sign * look.gradient
 
-    def height(found: Tensor) -> Tensor:
-        return sign * victim.judge(found)
+    def height(found: Tensor, rows: Tensor) -> Tensor:
+        return sign * victim.judge(found, y[rows])
 
     with torch.no_grad():
         return pgd(
-            ascent,
+            view,
             x,
             norm=norm,
             eps=eps,
             step=step,
             steps=steps,
+            rule=rule,
             mask=mask,
-            random_starts=random_starts,
+            random_start=random_start,
+            restarts=restarts,
             height=height,
             seed=seed,
         )
@@ -121,6 +161,7 @@ def smooth_adv_ddn(
     levels: int | None = 256,
     samples: int = 16,
     noise: NoiseMode = "fixed",
+    antithetic: bool = False,
     family: Family = GaussianNoise,
     objective: ObjectiveName = "log-mean-softmax",
     gradient: GradientName = "backprop",
@@ -128,7 +169,7 @@ def smooth_adv_ddn(
     mask: Tensor | None = None,
     seed: int | None = 0,
     chunk: int | None = None,
-    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Look for the smallest perturbation at which most noisy copies are misclassified: DDN on -log mean softmax.
 
@@ -147,6 +188,7 @@ def smooth_adv_ddn(
         levels: Pixels are rounded to this many levels; None: never.
         samples: Noise draws per step (the paper's m), which also vote; an odd number avoids ties.
         noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        antithetic: As for `smooth_adv_pgd`.
         family: The noise family.
         objective: As for `smooth_adv_pgd`.
         gradient: As for `smooth_adv_pgd`.
@@ -154,7 +196,7 @@ def smooth_adv_ddn(
         mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
         seed: Seed of the draws; None takes one from the operating system.
         chunk: At most this many noisy images per forward pass.
-        watch: Called at each step with its number, from 0, the current images and the gradient of the loss there.
+        watch: As for `smooth_adv_pgd`; all images move in every step.
 
     Returns:
         The images (n, *input), detached; and which of them are adversarial by the vote of the draws that the attack
@@ -166,13 +208,14 @@ def smooth_adv_ddn(
         ModelError: If the model returns no usable logits, or no gradient flows through it.
     """
     check_images(x)
+    y = check_labels(y, n=len(x)).to(x.device)
     seed = fresh_seed() if seed is None else check_seed(seed)
-    victim = NoisyLoss.checked(logits, y, sigma, samples, noise, family, objective, gradient, seed, chunk, n=len(x))
+    victim = NoisyLoss.checked(logits, sigma, samples, noise, antithetic, family, objective, gradient, seed, chunk)
 
     def view(current: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        _, slope, votes = victim.look(current, number)
+        _, slope, votes = victim.look(current, y, number)
         if watch is not None and number < steps:
-            watch(number, current, slope)
+            watch(number, torch.arange(len(current), device=current.device), current, slope)
         return fooled(votes, y, targeted=targeted), -slope if targeted else slope
 
     with torch.no_grad():
@@ -222,21 +265,21 @@ class NoisyLoss:
 
     Attributes:
         logits: The base classifier, (k, *input) in pixels to (k, classes).
-        y: Labels (n,).
         noise: What the draws are drawn from.
         objective: The loss.
         samples: Draws per step.
         mode: ``"fixed"``: the same draws at each step; ``"fresh"``: new ones.
+        antithetic: Whether half of the draws are the other half's negatives.
         seed: Seed of the draws.
         chunk: At most this many noisy images per forward pass.
     """
 
     logits: Logits
-    y: Tensor
     noise: Noise
     objective: Objective
     samples: int
     mode: NoiseMode
+    antithetic: bool
     seed: int
     chunk: int | None = None
     _checked: bool = field(default=False, init=False)
@@ -245,19 +288,17 @@ class NoisyLoss:
     def checked(
         cls,
         logits: Logits,
-        y: Tensor,
         sigma: float,
         samples: int,
         mode: str,
+        antithetic: bool,
         family: Family,
         objective: str,
         gradient: str,
         seed: int,
         chunk: int | None,
-        *,
-        n: int,
     ) -> "NoisyLoss":
-        """Return the loss of ``n`` images, from settings as attacks take them.
+        """Return the loss from settings as attacks take them.
 
         Raises:
             InputError: If one of them has an impossible value.
@@ -265,24 +306,51 @@ class NoisyLoss:
         noise = make_noise(family, sigma)
         goal = objective_with(gradient, objective, noise)
         samples = check_count(samples, "samples", least=2 if isinstance(goal, Stein) else 1)
-        labels, mode = check_labels(y, n=n), check_noise_mode(mode)
-        return cls(logits, labels, noise, goal, samples, mode, seed, chunk)
+        if not isinstance(antithetic, bool):
+            raise InputError(f"antithetic: expected True or False, got {antithetic!r}")
+        return cls(logits, noise, goal, samples, check_noise_mode(mode), antithetic, seed, chunk)
 
-    def look(self, x: Tensor, number: int) -> Look:
-        """Return loss, gradient and votes at ``x`` (n, *input) under the draws of step ``number``."""
+    def look(self, x: Tensor, y: Tensor, number: int) -> Look:
+        """Return loss, gradient and votes at ``x`` (n, *input), labels ``y`` (n,), by the draws of step ``number``."""
         draws = self._draws(x, "attack", number if self.mode == "fresh" else 0)
-        return self.objective.look(self._classify, x, self.y, draws, chunk=self.chunk)
+        return self.objective.look(self._classifying(y), x, y, draws, chunk=self.chunk)
 
-    def judge(self, x: Tensor) -> Tensor:
-        """Return the loss (n,) at ``x`` (n, *input) under draws that belong to no step."""
-        return self.objective.loss(self._classify, x, self.y, self._draws(x, "judge", 0), chunk=self.chunk)
+    def judge(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss (n,) at ``x`` (n, *input) with labels ``y`` (n,) under draws that belong to no step."""
+        return self.objective.loss(self._classifying(y), x, y, self._draws(x, "judge", 0), chunk=self.chunk)
+
+    def confirm(self, x: Tensor, y: Tensor, number: int, level: float, *, targeted: bool) -> Tensor:
+        """Return whether `CONFIRMING` draws say that ``x`` (n, *input) is classified as an attack wants it, (n,).
+
+        Where it is not, they say so with probability at most ``level``: no step has seen these draws.
+        """
+        if not len(x):
+            return torch.zeros_like(y, dtype=torch.bool)
+        draws = shared_draws(self.noise, CONFIRMING, x, stream(self.seed, "confirm", number, device=x.device))
+        classify = self._classifying(y)
+
+        def count(xs: Tensor, _: Tensor, parts: Sequence[Tensor]) -> Tensor:
+            return reduce(torch.add, (count_votes(noisy_logits(classify, xs, part)) for part in parts))
+
+        votes = over_images(count, x, y, draws, self.chunk)
+        answers = torch.from_numpy(majority(votes.cpu().numpy(), level)).to(y.device)
+        return answers == y if targeted else (answers != y) & (answers != ABSTAIN)
 
     def _draws(self, x: Tensor, purpose: str, number: int) -> Tensor:
-        return shared_draws(self.noise, self.samples, x, stream(self.seed, purpose, number, device=x.device))
+        source = stream(self.seed, purpose, number, device=x.device)
+        if not self.antithetic or self.samples == 1:
+            return shared_draws(self.noise, self.samples, x, source)
+        half = shared_draws(self.noise, (self.samples + 1) // 2, x, source)
+        return torch.cat([half, -half])[: self.samples]
 
-    def _classify(self, noisy: Tensor) -> Tensor:
-        output = check_logits(self.logits(noisy), len(noisy))
-        if not self._checked:
-            check_labels(self.y, n=len(self.y), classes=output.shape[1])
-            self._checked = True
-        return output
+    def _classifying(self, y: Tensor) -> Logits:
+        """Return the base classifier, which checks that its classes have the labels ``y``."""
+
+        def classify(noisy: Tensor) -> Tensor:
+            output = check_logits(self.logits(noisy), len(noisy))
+            if not self._checked:
+                check_labels(y, n=len(y), classes=output.shape[1])
+                self._checked = True
+            return output
+
+        return classify
