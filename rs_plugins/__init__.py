@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
     from rs_plugins_art.black_box import SmoothedBlackBox as SmoothedBlackBox
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
+    from rs_plugins_torchattacks.attacks import SmoothAdvDDN as SmoothAdvDDN
+    from rs_plugins_torchattacks.attacks import SmoothAdvLinfPGD as SmoothAdvLinfPGD
     from rs_plugins_torchattacks.attacks import SmoothAdvPGD as SmoothAdvPGD
 
 __version__ = "0.1.0"
@@ -34,6 +36,8 @@ _HOME = {
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianNoise": "rs_plugins.core.noise",
     "OnGrid": "rs_plugins.core.plans.on_grid",
+    "SmoothAdvDDN": "rs_plugins_torchattacks.attacks",
+    "SmoothAdvLinfPGD": "rs_plugins_torchattacks.attacks",
     "SmoothAdvPGD": "rs_plugins_torchattacks.attacks",
     "SmoothedBlackBox": "rs_plugins_art.black_box",
     "SmoothedClassifier": "rs_plugins_art.classifier",

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
+from rs_plugins.core.attacks.smoothadv import GradientName, NoisyLoss
 from rs_plugins.core.checks import check_count, check_images, check_labels, check_positive
 from rs_plugins.core.models import check_device, check_noiseless, evaluating, probe
 from rs_plugins.core.noise import GaussianNoise
-from rs_plugins.core.smoothing import NoiseMode, SmoothedModel
+from rs_plugins.core.objectives import ObjectiveName
+from rs_plugins.core.smoothing import NoiseMode, SmoothedModel, soft_vote
 from rs_plugins.errors import InputError, RSPluginsWarning
 from rs_plugins_torchattacks.targets import TargetMap, labels_are_targets, least_likely_targets, random_targets
 
@@ -29,12 +31,20 @@ class SmoothedAttack(Attack):
     the normalisation of `set_normalization_used`, and never twice. Whatever happens in a call, every submodule is in
     the mode (train or eval) in which it was before.
 
+    A subclass lists its settings in its constructor and hands them on by name; each becomes an attribute, and all are
+    read, and checked again, at each call.
+
     Args:
-        name: The attack's name.
         model: (n, *input) to logits (n, classes), or a `SmoothedModel`.
+        settings: Those that all attacks have, `antithetic` … `sigma` below, and the subclass's own.
+
+    Attributes:
         sigma: Standard deviation of the noise, in pixels. None: that of a `SmoothedModel`, `DEFAULT_SIGMA` otherwise.
         samples: Noise draws per step, shared by all images.
         noise: ``"fixed"``: one set of draws for all steps. ``"fresh"``: a new set at each step.
+        antithetic: Whether half of the draws are the other half's negatives.
+        objective: The loss: ``"log-mean-softmax"``, ``"mean-cross-entropy"`` or ``"mean-logits"``.
+        gradient: ``"backprop"``, or ``"stein"`` or ``"centred-stein"`` for a model without a gradient.
         chunk: At most this many noisy images per forward pass; chosen by device and size if not given.
         seed: Seed of the draws and of random targets; with None, each call takes one from the operating system.
 
@@ -42,30 +52,45 @@ class SmoothedAttack(Attack):
         InputError: If an argument has an impossible value, or ``sigma`` is not that of the `SmoothedModel`.
     """
 
+    sigma: float | None
+    samples: int
+    noise: NoiseMode
+    antithetic: bool
+    objective: ObjectiveName
+    gradient: GradientName
+    chunk: int | None
+    seed: int | None
     _normalization_applied: bool | None
 
-    def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        *,
-        sigma: float | None,
-        samples: int,
-        noise: NoiseMode,
-        chunk: int | None,
-        seed: int | None,
-    ) -> None:
+    def __init__(self, model: nn.Module, **settings: Any) -> None:
         if not isinstance(model, nn.Module):
             advice = "; pass its model" if isinstance(getattr(model, "model", None), nn.Module) else ""
             raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}{advice}")
-        super().__init__(name, model)
+        super().__init__(type(self).__name__, model)
         self.supported_mode = ["default", "targeted"]
-        self.sigma = sigma
-        self.samples = samples
-        self.noise = noise
-        self.chunk = chunk
-        self.seed = seed
-        self.smoothed()  # so that a wrong value is refused here, not at the first call
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self.check()  # so that a wrong value is refused here, not at the first call
+
+    def check(self) -> None:
+        """Look at the settings, without running the model; a subclass adds the checks of its own.
+
+        Raises:
+            InputError: If one has an impossible value or does not fit the model.
+        """
+        victim = self.smoothed()
+        NoisyLoss.checked(
+            victim.base,
+            victim.sigma,
+            self.samples,
+            self.noise,
+            self.antithetic,
+            victim.family,
+            self.objective,
+            self.gradient,
+            victim.seed,
+            victim.chunk,
+        )
 
     def perturb(self, victim: SmoothedModel, images: Tensor, labels: Tensor) -> Tensor:
         """Return adversarial images like ``images`` (n, *input); to be written by the subclass.
@@ -86,6 +111,7 @@ class SmoothedAttack(Attack):
             InputError: If an argument has an impossible value.
             ModelError: If the model does not return logits (n, classes), or no gradient flows through it.
         """
+        self.check()
         victim = self.smoothed()
         images = self._check_inputs(inputs)
         if not len(images):
@@ -110,6 +136,21 @@ class SmoothedAttack(Attack):
         return SmoothedModel(
             base, sigma, family=family, samples=self.samples, noise=self.noise, seed=self.seed, chunk=self.chunk
         )
+
+    def aim(self, victim: SmoothedModel) -> dict[str, Any]:
+        """Return the settings that all of core's attacks have, for ``victim``."""
+        return {
+            "sigma": victim.sigma,
+            "family": victim.family,
+            "samples": victim.samples,
+            "noise": victim.noise,
+            "antithetic": self.antithetic,
+            "objective": self.objective,
+            "gradient": self.gradient,
+            "targeted": self.targeted,
+            "seed": victim.seed,
+            "chunk": victim.chunk,
+        }
 
     def _check_own_noise(self, model: SmoothedModel, sigma: float | None) -> None:
         if self.normalization_used is not None:
@@ -192,10 +233,9 @@ class SmoothedAttack(Attack):
         return random_targets(images, _labels(labels, images, classes, "labels"), classes, victim.seed)
 
     def _scores(self, victim: SmoothedModel, images: Tensor) -> Tensor:
-        """Return the smoothed log-probabilities (n, classes), with every submodule in eval mode."""
+        """Return the smoothed log-probabilities (n, classes) by fixed draws, with every submodule in eval mode."""
         with evaluating(victim), torch.no_grad():
-            scores: Tensor = victim(images)
-        return scores
+            return soft_vote(victim.base, images, victim.fixed_draws(images), chunk=victim.chunk)
 
     # ---- the host's switches ---------------------------------------------------------------------------------------
 
@@ -286,14 +326,19 @@ class SmoothedAttack(Attack):
 
     def __repr__(self) -> str:
         """Return the attack's name and hyper-parameters, tensors by their shape."""
-        host = {"model", "model_name", "attack", "device", "supported_mode", "targeted", "normalization_used"}
-        settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in host}
+        settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in _HOSTS}
         if self.sigma is None:
             settings["sigma"] = self.model.sigma if isinstance(self.model, SmoothedModel) else DEFAULT_SIGMA
+        settings["attack_mode"] = self.attack_mode
         settings["normalization_used"] = self.normalization_used is not None
         return f"{self.attack}({', '.join(f'{k}={_short(v)}' for k, v in settings.items())})"
 
 
+# Attributes of the host's that are no settings, or that `repr` puts last.
+_HOSTS = {
+    *("model", "model_name", "attack", "device", "supported_mode", "targeted"),
+    *("attack_mode", "normalization_used"),
+}
 _NORMALISED_TWICE = (
     "model: a SmoothedModel takes pixels, so normalisation belongs inside its base; "
     "expected no set_normalization_used, which would put the noise after normalisation"

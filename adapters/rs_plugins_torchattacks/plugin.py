@@ -2,16 +2,17 @@
 
 from rs_plugins.hookspecs import Component, Export, hookimpl
 
-_PGD = "rs_plugins_torchattacks.attacks:SmoothAdvPGD"
+_ATTACKS = ("SmoothAdvPGD", "SmoothAdvLinfPGD", "SmoothAdvDDN")
+_HOME = "rs_plugins_torchattacks.attacks"
 
 
 @hookimpl
 def rs_plugins_components() -> list[Component]:
     """Name the attacks."""
-    return [Component("attack", "torchattacks.SmoothAdvPGD", _PGD)]
+    return [Component("attack", f"torchattacks.{name}", f"{_HOME}:{name}") for name in _ATTACKS]
 
 
 @hookimpl
 def rs_plugins_exports() -> list[Export]:
     """Place them into the torchattacks namespace."""
-    return [Export("torchattacks", "SmoothAdvPGD", _PGD)]
+    return [Export("torchattacks", name, f"{_HOME}:{name}") for name in _ATTACKS]

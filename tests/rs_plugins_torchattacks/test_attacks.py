@@ -29,7 +29,7 @@ def noise_of(attack, x, seen):
 @pytest.mark.parametrize(("eps", "alpha", "steps"), [(0.3, 0.1, 5), (0.4, 0.2, 10), (0.05, 0.1, 1)])
 def test_fixed_noise_equals_pgdl2_on_the_smoothed_model(cnn, x, y, seen, targeted, eps, alpha, steps):
     inside = 0.3 + 0.4 * x  # away from the box, where the two project in another order
-    attack = SmoothAdvPGD(cnn, eps, alpha, steps, sigma=0.25, samples=6)
+    attack = SmoothAdvPGD.published(cnn, eps, alpha, steps, sigma=0.25, samples=6)
     smoothed = SmoothedModel(cnn, 0.25, samples=6).eval()
     draws = noise_of(attack, inside, seen)
     smoothed.draws = lambda x: draws
@@ -43,7 +43,7 @@ def test_fixed_noise_equals_pgdl2_on_the_smoothed_model(cnn, x, y, seen, targete
 @pytest.mark.parametrize("noise", ["fixed", "fresh"])
 def test_it_equals_a_plain_formula(cnn, x, y, seen, noise):
     eps, alpha, steps, samples = 1.5, 0.4, 4, 5
-    attack = SmoothAdvPGD(cnn, eps, alpha, steps, sigma=0.5, samples=samples, noise=noise, seed=8)
+    attack = SmoothAdvPGD.published(cnn, eps, alpha, steps, sigma=0.5, samples=samples, noise=noise, seed=8)
     attack.eps = 0.0
     with seen(cnn) as inputs:
         attack(x[:1], y[:1])
@@ -109,7 +109,7 @@ def test_settings_are_read_at_call_time(cnn, x, y):
         "steps": 3,
         "sigma": 0.4,
         "samples": 4,
-        "noise": "fresh",
+        "noise": "fixed",
         "chunk": 5,
         "seed": 7,
     }
@@ -163,8 +163,10 @@ def test_repr_shows_hyper_parameters_only(cnn, x, y):
     attack.set_mode_targeted_random(quiet=True)
     attack(x, y)
     assert repr(attack) == (
-        "SmoothAdvPGD(attack_mode='targeted(random)', sigma=0.25, samples=4, noise='fixed', chunk=None, seed=None, "
-        "eps=tensor(4, 1, 1, 1), alpha=0.1, steps=10, normalization_used=False)"
+        "SmoothAdvPGD(eps=tensor(4, 1, 1, 1), alpha=0.1, steps=10, sigma=0.25, samples=4, noise='fresh', "
+        "antithetic=True, rule='dual-averaging', objective='log-mean-softmax', gradient='backprop', "
+        "random_start=False, restarts=1, early_stop=None, chunk=None, seed=None, attack_mode='targeted(random)', "
+        "normalization_used=False)"
     )
     assert "sigma=0.5," in repr(SmoothAdvPGD(cnn, sigma=0.5))
     assert "sigma=0.7," in repr(SmoothAdvPGD(SmoothedModel(cnn, 0.7)))
@@ -223,8 +225,8 @@ def test_impossible_settings_are_refused_at_once(cnn, bad, message):
 
 
 def test_unknown_settings_are_refused(cnn):
-    with pytest.raises(TypeError, match="random_start"):
-        SmoothAdvPGD(cnn, random_start=True)
+    with pytest.raises(TypeError, match="iters"):
+        SmoothAdvPGD(cnn, iters=5)
 
 
 @pytest.mark.parametrize(
