@@ -5,8 +5,6 @@ from torch import Tensor
 
 from rs_plugins.errors import InputError
 
-MOST_ROUNDS = 50  # of `highest_l2`; a handful are enough
-
 
 def expand_like(value: Tensor, reference: Tensor) -> Tensor:
     """Append dimensions to ``value`` (n,) until it broadcasts against ``reference`` (n, *input)."""
@@ -90,24 +88,22 @@ def project_box(delta: Tensor, x: Tensor) -> Tensor:
 def highest_l2(slope: Tensor, x: Tensor, eps: Tensor) -> Tensor:
     """Return argmax <slope, delta> over ||delta||_2 <= eps and x + delta in [0, 1], of the shape of ``x`` (n, *input).
 
-    The maximiser is c·slope, cut off at the box, for that c at which its norm is ``eps`` (broadcastable). A pixel cut
-    off at some c is so at every larger one, and c grows with each that is: so a few rounds find them all.
+    The maximiser is c·slope, cut off at the box, for that c at which its norm is ``eps`` (broadcastable); where all
+    that has a slope is cut off sooner, it is shorter. A pixel cut off at some c is so at every larger one, and c grows
+    with each that is. Every round finds another pixel, or is the last; a handful are usual.
     """
-    size, most = slope.abs(), torch.where(slope > 0, 1 - x, x).clamp(min=0)
-    cut = torch.zeros_like(slope, dtype=torch.bool)
-    for _ in range(MOST_ROUNDS):
-        left = (eps.square() - _sum_of_squares(most * cut)).clamp(min=0)
-        c = (left / _sum_of_squares(size * ~cut).clamp(min=torch.finfo(size.dtype).tiny)).sqrt()
-        new = cut | (c * size > most)
-        if torch.equal(new, cut):
-            break
-        cut = new
-    return torch.where(cut, most, torch.minimum(c * size, most)) * slope.sign()
-
-
-def _sum_of_squares(images: Tensor) -> Tensor:
-    """Return the sum of squares of each image of ``images`` (n, *input), broadcastable."""
-    return expand_like(images.flatten(1).square().sum(dim=1), images)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, eps, size = x.to(wide), eps.to(wide), slope.abs().to(wide)
+    most = torch.where(slope > 0, 1 - x, x).clamp(min=0)
+    cut, nothing = torch.zeros_like(size, dtype=torch.bool), torch.zeros_like(size)
+    while True:
+        used = expand_like(l2_norm(most * cut), size)
+        left = (eps - used).clamp(min=0).sqrt() * (eps + used).sqrt()  # eps² - used², without squares to overflow
+        rest = left * normalise_l2(size * ~cut, otherwise=nothing)
+        over = rest > most
+        if not bool(over.any()):
+            return (torch.where(cut, most, rest) * slope.sign()).to(slope.dtype)
+        cut = cut | over
 
 
 def add_inside(x: Tensor, delta: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def test_it_follows_the_paper_step_by_step(levels, dtype, targeted, noise):
         gamma=0.1,
         init_norm=0.5,
         chunk=7,
-        watch=lambda number, at, slope: seen.append(at.clone()),
+        watch=lambda number, rows, at, slope: seen.append(at.clone()),
     )
     sets = [draws_at(number, noise=noise, dtype=dtype).double().numpy().reshape(9, 16) for number in range(steps + 1)]
     paper = Paper(targeted, levels, gamma=0.1, init_norm=0.5)

@@ -32,6 +32,15 @@ def no_slope(x, number):
     return torch.zeros_like(x)
 
 
+def climb(ascent, x, **how):
+    """Run `pgd` on directions that depend on the images and the number of the step alone; no image arrives."""
+    return pgd(lambda at, rows, number: (torch.zeros_like(rows, dtype=torch.bool), ascent(at, number)), x, **how)
+
+
+def total(at, rows):
+    return at.flatten(1).sum(1)
+
+
 @pytest.mark.parametrize("eps", [0.05, torch.tensor([0.01, 0.02, 0.3, 2.0])], ids=repr)
 def test_linf_follows_the_paper(eps):
     radii = torch.as_tensor(eps, dtype=torch.float64).expand(4).tolist()
@@ -52,22 +61,26 @@ def test_linf_follows_the_paper(eps):
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     eps=st.floats(0, 2),
     step=st.floats(0, 3),
-    starts=st.integers(0, 2),
+    rule=st.sampled_from(["projected", "dual-averaging"]),
+    random_start=st.booleans(),
+    restarts=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-def test_ball_and_box_hold_for_any_shape(norm, shape, eps, step, starts, seed):
+def test_ball_and_box_hold_for_any_shape(norm, shape, eps, step, rule, random_start, restarts, seed):
     source = torch.Generator().manual_seed(seed)
     x = torch.rand(3, *shape, generator=source)
     x[0] = x[0].round()
-    found = pgd(
+    found = climb(
         lambda current, _: torch.randn(current.shape, generator=source),
         x,
         norm=norm,
         eps=eps,
         step=step,
         steps=2,
-        random_starts=starts,
-        height=lambda at: at.flatten(1).sum(1),
+        rule=rule,
+        random_start=random_start,
+        restarts=restarts,
+        height=total,
         seed=seed,
     )
     assert found.min() >= 0
@@ -76,10 +89,12 @@ def test_ball_and_box_hold_for_any_shape(norm, shape, eps, step, starts, seed):
 
 
 @both
+@pytest.mark.parametrize("rule", ["projected", "dual-averaging"])
 @pytest.mark.parametrize("level", [0.3, 0.51, 0.7], ids=repr)
-def test_rounding_does_not_add_up_over_many_equal_pixels(norm, level):
+def test_rounding_does_not_add_up_over_many_equal_pixels(norm, level, rule):
     x = torch.full((1, 3, 224, 224), level)
-    found = pgd(lambda at, _: torch.ones_like(at), x, norm=norm, eps=1.0 if norm is L2 else 0.1, step=0.5, steps=3)
+    how = {"norm": norm, "eps": 1.0 if norm is L2 else 0.1, "step": 0.5, "steps": 3, "rule": rule}
+    found = climb(lambda at, _: torch.ones_like(at), x, **how)
     assert length(norm, found.double() - x.double()) <= (1 + 1e-6) * (1.0 if norm is L2 else 0.1)
 
 
@@ -116,7 +131,8 @@ def starts_of(norm, count, x=None, mask=None, eps=0.25):
         seen.append(at[0].clone())
         return torch.zeros_like(at)
 
-    pgd(ascent, x, norm=norm, eps=eps, step=0, steps=1, mask=mask, random_starts=count, height=lambda at: at[:, 0])
+    how = {"norm": norm, "eps": eps, "mask": mask, "random_start": True, "restarts": count}
+    climb(ascent, x, step=0, steps=1, height=lambda at, rows: at[:, 0], **how)
     return torch.stack(seen)
 
 
@@ -148,7 +164,7 @@ def test_starts_are_in_the_box_and_scale_with_the_budget_of_the_image(norm):
     found = starts_of(norm, 20, x=torch.tensor([[0.0, 1.0, 0.5]]), eps=2.0)
     assert found.min() >= 0
     assert found.max() <= 1
-    pair = pgd(no_slope, X, norm=norm, eps=torch.tensor([0.0, 0.1, 0.2, 0.0]), step=0, steps=1, random_starts=1)
+    pair = climb(no_slope, X, norm=norm, eps=torch.tensor([0.0, 0.1, 0.2, 0.0]), step=0, steps=1, random_start=True)
     assert torch.equal(pair[[0, 3]], X[[0, 3]])
     assert not torch.equal(pair[1], X[1])
 
@@ -156,45 +172,65 @@ def test_starts_are_in_the_box_and_scale_with_the_budget_of_the_image(norm):
 @both
 def test_no_start_means_the_image_and_seeds_mean_other_starts(norm):
     settings = {"norm": norm, "eps": 0.3, "step": 0, "steps": 1}
-    assert torch.equal(pgd(no_slope, X, **settings), X)
-    first = pgd(no_slope, X, random_starts=1, **settings)
-    assert torch.equal(first, pgd(no_slope, X, random_starts=1, **settings))
-    assert not torch.equal(first, pgd(no_slope, X, random_starts=1, seed=1, **settings))
+    assert torch.equal(climb(no_slope, X, **settings), X)
+    first = climb(no_slope, X, random_start=True, **settings)
+    assert torch.equal(first, climb(no_slope, X, random_start=True, **settings))
+    assert not torch.equal(first, climb(no_slope, X, random_start=True, seed=1, **settings))
 
 
 @both
-def test_how_images_are_batched_changes_nothing(norm):
+@pytest.mark.parametrize("random_start", [False, True])
+def test_the_first_of_several_runs_starts_at_the_image_unless_told_otherwise_and_the_others_never_do(
+    norm, random_start
+):
+    starts = []
+
+    def ascent(at, number):
+        starts.append(at.clone())
+        return no_slope(at, number)
+
+    how = {"random_start": random_start, "restarts": 3, "height": total}
+    climb(ascent, X, norm=norm, eps=0.3, step=0, steps=1, **how)
+    assert [torch.equal(start, X) for start in starts] == [not random_start, False, False]
+    assert not torch.equal(starts[1], starts[2])
+
+
+@both
+@pytest.mark.parametrize("rule", ["projected", "dual-averaging"])
+def test_how_images_are_batched_changes_nothing(norm, rule):
     def ascent(at, _):
         return at.square() - 0.3
 
-    how = {"norm": norm, "eps": 0.3, "step": 0.1, "steps": 3, "random_starts": 3}
-    how["height"] = lambda at: (at**3 / 3 - 0.3 * at).flatten(1).sum(1)
-    whole = pgd(ascent, X, **how)
-    assert torch.equal(torch.cat([pgd(ascent, image, **how) for image in X.split(1)]), whole)
-    assert torch.equal(pgd(ascent, X[[2, 0, 3, 1]], **how), whole[[2, 0, 3, 1]])
+    how = {"norm": norm, "eps": 0.3, "step": 0.1, "steps": 3, "random_start": True, "restarts": 3, "rule": rule}
+    how["height"] = lambda at, rows: (at**3 / 3 - 0.3 * at).flatten(1).sum(1)
+    whole = climb(ascent, X, **how)
+    assert torch.equal(torch.cat([climb(ascent, image, **how) for image in X.split(1)]), whole)
+    assert torch.equal(climb(ascent, X[[2, 0, 3, 1]], **how), whole[[2, 0, 3, 1]])
 
 
 @both
+@pytest.mark.parametrize("rule", ["projected", "dual-averaging"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=repr)
-def test_other_floating_types_are_kept(norm, dtype):
+def test_other_floating_types_are_kept(norm, dtype, rule):
     x = X.to(dtype)
-    found = pgd(bowl, x, norm=norm, eps=0.25, step=0.1, steps=3, random_starts=1)
+    how = {"random_start": True, "restarts": 2, "height": total}
+    found = climb(bowl, x, norm=norm, eps=0.25, step=0.1, steps=3, rule=rule, **how)
     assert found.dtype == dtype
     assert (length(norm, found.double() - x.double()) <= 0.25 * (1 + 4 * torch.finfo(dtype).eps)).all()
     assert (length(norm, found.double() - x.double()) >= 0.15).all()
 
 
-def test_of_several_starts_each_image_keeps_its_own_highest():
+def test_of_several_runs_each_image_keeps_its_own_highest():
     ends = torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.3, 0.1]])  # how high two images come in three runs
     heights = iter(ends)
     seen = []
 
-    def height(at):
+    def height(at, rows):
         seen.append(at.clone())
         return next(heights)
 
     x = torch.full((2, 3), 0.5)
-    found = pgd(no_slope, x, eps=0.3, step=0, steps=1, random_starts=3, height=height)
+    found = climb(no_slope, x, eps=0.3, step=0, steps=1, restarts=3, height=height)
     assert torch.equal(found, torch.stack([seen[2][0], seen[0][1]]))
 
 
@@ -202,17 +238,22 @@ def test_a_height_that_is_not_a_number_is_never_kept_over_one_that_is():
     heights = iter(torch.tensor([[math.nan, 0.0], [-5.0, math.nan]]))
     seen = []
 
-    def height(at):
+    def height(at, rows):
         seen.append(at.clone())
         return next(heights)
 
-    found = pgd(no_slope, torch.full((2, 3), 0.5), eps=0.3, step=0, steps=1, random_starts=2, height=height)
+    found = climb(no_slope, torch.full((2, 3), 0.5), eps=0.3, step=0, steps=1, restarts=2, height=height)
     assert torch.equal(found, torch.stack([seen[1][0], seen[0][1]]))
 
 
-def test_the_numbers_of_the_steps_go_on_from_start_to_start():
+def test_one_run_alone_is_not_judged():
+    found = climb(bowl, X, eps=0.3, steps=3, height=lambda *_: pytest.fail("it was judged"))
+    assert torch.equal(found, climb(bowl, X, eps=0.3, steps=3))
+
+
+def test_the_numbers_of_the_steps_go_on_from_run_to_run():
     numbers = []
-    how = {"eps": 0.3, "step": 0.1, "steps": 3, "random_starts": 2, "height": lambda at: at.flatten(1).sum(1)}
+    how = {"eps": 0.3, "step": 0.1, "steps": 3, "restarts": 2, "height": total}
     pgd_l2(lambda at, number: (numbers.append(number), torch.ones_like(at))[1], X, **how)
     assert numbers == list(range(6))
 
@@ -220,8 +261,12 @@ def test_the_numbers_of_the_steps_go_on_from_start_to_start():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"random_starts": -1}, "random_starts: expected an integer >= 0, got -1"),
-        ({"random_starts": 2}, "height: needed to choose between the results of 2 random starts"),
+        ({"restarts": 0}, "restarts: expected an integer >= 1, got 0"),
+        ({"restarts": 1.5}, r"restarts: expected an integer >= 1, got 1\.5"),
+        ({"restarts": 2}, "height: needed to choose between the results of 2 runs"),
+        ({"random_start": "yes"}, "random_start: expected True or False, got 'yes'"),
+        ({"rule": "momentum"}, "rule: expected one of 'dual-averaging', 'projected', got 'momentum'"),
+        ({"rule": []}, r"rule: expected one of 'dual-averaging', 'projected', got \[\]"),
         ({"eps": -1}, "eps: expected finite values >= 0, got -1"),
     ],
     ids=repr,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rs_plugins.core.attacks.smoothadv import smooth_adv_pgd
+from rs_plugins.core.attacks.smoothadv import PUBLISHED, smooth_adv_pgd
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.errors import InputError, ModelError
 
@@ -42,7 +42,7 @@ def draws_of(samples=6, steps=4, **settings):
     """
     spy = Spy(network())
     gray = torch.full((1, 1, 4, 4), 0.5)
-    settings = {"sigma": SIGMA, "samples": samples, "steps": steps} | settings
+    settings = {**PUBLISHED, "sigma": SIGMA, "samples": samples, "steps": steps} | settings
     smooth_adv_pgd(spy, gray, torch.tensor([0]), eps=0, chunk=1000, **settings)
     return torch.stack(spy.seen) - 0.5
 
@@ -74,14 +74,17 @@ def plain_formula(model, x, y, draws, eps, step, targeted):
         (0.5, {"chunk": 4}),
         (0.5, {"seed": 12}),
         (0.5, {"samples": 1}),
+        (0.5, {"step": None}),
     ],
     ids=repr,
 )
 def test_it_equals_an_independent_formula(eps, settings):
     model = network()
     drawn = {key: settings[key] for key in ("noise", "seed", "samples") if key in settings}
-    expected = plain_formula(model, X, Y, draws_of(**drawn), eps, 0.2, settings.get("targeted", False))
-    found = smooth_adv_pgd(model, X, Y, SIGMA, eps=eps, step=0.2, steps=4, **({"samples": 6} | settings))
+    step = 0.2 if settings.get("step", 0.2) else 2 * 0.5 / 4
+    expected = plain_formula(model, X, Y, draws_of(**drawn), eps, step, settings.get("targeted", False))
+    settings = {**PUBLISHED, "samples": 6, "step": 0.2} | settings
+    found = smooth_adv_pgd(model, X, Y, SIGMA, eps=eps, steps=4, **settings)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -277,13 +280,11 @@ def test_watch_sees_every_step_the_images_and_the_gradient_of_the_loss():
     torch.manual_seed(0)
     model, x, y = torch.nn.Linear(6, 3), torch.rand(2, 6), torch.tensor([0, 1])
     seen = []
-    smooth_adv_pgd(
-        model, x, y, 0.25, steps=3, targeted=True, watch=lambda number, at, slope: seen.append((number, at, slope))
-    )
-    assert [number for number, _, _ in seen] == [0, 1, 2]
-    assert torch.equal(seen[0][1], x)
+    smooth_adv_pgd(model, x, y, 0.25, steps=3, targeted=True, watch=lambda *what: seen.append(what))
+    assert [(number, rows.tolist()) for number, rows, _, _ in seen] == [(0, [0, 1]), (1, [0, 1]), (2, [0, 1])]
+    assert torch.equal(seen[0][2], x)
     climb = smooth_adv_pgd(model, x, y, 0.25, eps=0.01, step=0.01, steps=1)
-    assert bool((((climb - x) * seen[0][2]).flatten(1).sum(1) > 0).all())  # of the loss itself, also if targeted
+    assert bool((((climb - x) * seen[0][3]).flatten(1).sum(1) > 0).all())  # of the loss itself, also if targeted
 
 
 @pytest.mark.parametrize("label", [-1, 4])

@@ -57,7 +57,7 @@ def ddn(
         InputError: If an argument has an impossible value.
     """
     check_images(x)
-    check_count(steps, "steps")
+    steps = check_count(steps, "steps")
     if not 0 < gamma < 1:
         raise InputError(f"gamma: expected a number in (0, 1), got {gamma}")
     if levels is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rs_plugins.core.attacks.norms import L2, LINF, Norm
-from rs_plugins.core.checks import check_count, check_images
+from rs_plugins.core.checks import check_count, check_flag, check_images
 from rs_plugins.core.geometry import add_inside, normalise_l2, per_image, project_box
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError
@@ -58,7 +58,8 @@ def pgd(
             from there into the box) instead of at ``x``. The others always do.
         restarts: Number of runs; for each image that result is kept where ``height`` is greatest, or the first that
             arrived.
-        height: What is climbed, at images (k, *input), and which of the n they are, as (k,); needed for several runs.
+        height: Called with images (k, *input), and which of the n they are, (k,), returns how high they are, (k,), to
+            choose between the results of several runs. One run alone is not judged.
         seed: Seed of the random directions and starts.
 
     Returns:
@@ -69,28 +70,34 @@ def pgd(
         InputError: If an argument has an impossible value.
     """
     check_images(x)
-    check_count(steps, "steps")
+    steps, restarts = check_count(steps, "steps"), check_count(restarts, "restarts")
+    random_start = check_flag(random_start, "random_start")
     if rule not in get_args(Rule):
         raise InputError(f"rule: expected one of {', '.join(map(repr, get_args(Rule)))}, got {rule!r}")
-    if check_count(restarts, "restarts") > 1 and height is None:
+    if restarts > 1 and height is None:
         raise InputError(f"height: needed to choose between the results of {restarts} runs")
     eps = per_image(eps, x, "eps")
     step = per_image(step, x, "alpha") if step is not None else eps if rule == "dual-averaging" else 2 * eps / steps
     x = x.detach().clone()
     free = check_mask(mask, x)
     room = _Room(x, free, eps, step, any_direction(free, seed).to(x.dtype), norm)
-    best, arrived = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    highest = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+    best, arrived = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    highest = torch.full((len(x),), -torch.inf, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     for run in range(restarts):
         rows = (~arrived).nonzero().squeeze(1)
+        if not len(rows):
+            break
         here = room.at(rows)
         delta = here.start(stream(seed, "start", run, device=x.device)) if random_start or run else here.nowhere()
         numbers = range(run * steps, (run + 1) * steps)
         found, there = _climb(view, here, rows, delta, numbers, rule)
-        value = highest[rows] if height is None else height(found, rows).double()
-        better = there | (value > highest[rows]) | (run == 0)
-        best = best.index_copy(0, rows[better], found[better])
-        highest[rows] = torch.maximum(highest[rows], value.nan_to_num(nan=-torch.inf))
+        better = there | (run == 0)
+        if height is not None and restarts > 1 and not bool(there.all()):
+            judged = rows[~there]
+            value = height(found[~there], judged).to(highest.dtype)
+            better[~there] |= value > highest[judged]
+            highest[judged] = torch.fmax(highest[judged], value)  # which ignores NaN
+        best[rows[better]] = found[better]
         arrived[rows] = there
     return best
 
@@ -181,6 +188,7 @@ def _climb(view: View, room: _Room, rows: Tensor, delta: Tensor, numbers: range,
     whole = room
     for count, number in enumerate(numbers, start=1):
         there, slope = view(room.image(delta), rows[moving], number)
+        slope = slope.detach()
         if bool(there.any()):
             result[moving[there]] = delta[there]
             moving, delta, total, slope = (each[~there] for each in (moving, delta, total, slope))

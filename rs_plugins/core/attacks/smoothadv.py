@@ -14,7 +14,7 @@ from rs_plugins.core.attacks.norms import L2, Norm
 from rs_plugins.core.attacks.pgd import Rule, pgd
 from rs_plugins.core.attacks.stein import Stein, stein_for
 from rs_plugins.core.certification import majority
-from rs_plugins.core.checks import check_count, check_images, check_labels, check_probability, check_seed
+from rs_plugins.core.checks import check_count, check_flag, check_images, check_labels, check_probability, check_seed
 from rs_plugins.core.models import check_logits
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
 from rs_plugins.core.objectives import (
@@ -95,7 +95,8 @@ def smooth_adv_pgd(
         mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
         random_start: Whether the first run starts uniformly at random in the ball instead of at the image.
         restarts: Number of runs, the later ones from random starts; for each image the result of greatest loss
-            (smallest if ``targeted``) is kept, judged by ``samples`` draws that no step has seen.
+            (smallest if ``targeted``) is kept, judged by ``samples`` draws that no step has seen, or the first at
+            which it stopped early.
         early_stop: Once a vote of `CONFIRMING` draws that no step has seen says that the smoothed classifier is wrong
             about an image, it stays as it is, which saves passes. This is the probability, at most, that an image
             stops by mistake, at any of its steps. None: no image stops early.
@@ -115,7 +116,8 @@ def smooth_adv_pgd(
     y = check_labels(y, n=len(x)).to(x.device)
     seed = fresh_seed() if seed is None else check_seed(seed)
     victim = NoisyLoss.checked(logits, sigma, samples, noise, antithetic, family, objective, gradient, seed, chunk)
-    level = None if early_stop is None else check_probability(early_stop, "early_stop") / (steps * restarts)
+    votes = check_count(steps, "steps") * check_count(restarts, "restarts")  # at most, on one image
+    level = None if early_stop is None else check_probability(early_stop, "early_stop") / votes
     sign = -1.0 if targeted else 1.0
 
     def view(current: Tensor, rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -124,8 +126,8 @@ def smooth_adv_pgd(
             watch(number, rows, current, look.gradient)
         there = torch.zeros_like(rows, dtype=torch.bool)
         if level is not None:
-            there = fooled(look.votes, y[rows], targeted=targeted)
-            there[there.clone()] = victim.confirm(current[there], y[rows][there], number, level, targeted=targeted)
+            seems = fooled(look.votes, y[rows], targeted=targeted)
+            there[seems] = victim.confirm(current[seems], y[rows[seems]], number, level, targeted=targeted)
         return there, sign * look.gradient
 
     def height(found: Tensor, rows: Tensor) -> Tensor:
@@ -306,8 +308,7 @@ class NoisyLoss:
         noise = make_noise(family, sigma)
         goal = objective_with(gradient, objective, noise)
         samples = check_count(samples, "samples", least=2 if isinstance(goal, Stein) else 1)
-        if not isinstance(antithetic, bool):
-            raise InputError(f"antithetic: expected True or False, got {antithetic!r}")
+        antithetic = check_flag(antithetic, "antithetic")
         return cls(logits, noise, goal, samples, check_noise_mode(mode), antithetic, seed, chunk)
 
     def look(self, x: Tensor, y: Tensor, number: int) -> Look:

@@ -30,13 +30,15 @@ class Stein:
     """-log((1/m) Σ_i F_y(x + e_i)), and its gradient estimated from the probabilities F = softmax(f) alone.
 
     For Gaussian e, ∇E[F_y(x + e)] = E[F_y(x + e) e]/sigma²: a draw that makes y likely points to where y is likely.
-    The loss times -1, exponentiated, times the gradient is -(1/(m·sigma²)) Σ_i F_y(x + e_i) e_i, which is unbiased. It
-    is computed with logarithms, so that tiny probabilities still have a direction.
+    The gradient times exp(-loss) is -(1/(m·sigma²)) Σ_i F_y(x + e_i) e_i, of which the expected value is
+    -∇E[F_y(x + e)], also where the draws depend on each other. It is computed with logarithms, so that tiny
+    probabilities still have a direction.
 
     Args:
         sigma: Standard deviation of the draws, in pixels.
-        centred: Whether to take the mean of the other draws' F_y from each F_y(x + e_i) first. Also unbiased, and far
-            less noisy where the classifier is sure; not in the paper.
+        centred: Whether to take the mean of the other draws' F_y from each F_y(x + e_i) first. Far less noisy where the
+            classifier is sure; not in the paper. Unbiased for independent draws. Where each draw has its negative among
+            them, it only makes the estimate longer, by m/(m-1): their sum is zero, and nothing is left to be centred.
     """
 
     sigma: float
