@@ -475,7 +475,9 @@ assert not {"torch", "art", "torchattacks"} & set(sys.modules)
 import rs_plugins_torchattacks.attacks
 import torchattacks
 assert torchattacks.SmoothAdvPGD is rs_plugins_torchattacks.attacks.SmoothAdvPGD is rs_plugins.SmoothAdvPGD
-assert torchattacks.__all__[-1] == "SmoothAdvPGD" and len(torchattacks.__all__) == len(set(torchattacks.__all__))
+ours = ["SmoothAdvPGD", "SmoothAdvLinfPGD", "SmoothAdvDDN"]
+assert torchattacks.__all__[-3:] == ours and len(torchattacks.__all__) == len(set(torchattacks.__all__))
+assert all(getattr(torchattacks, name) is getattr(rs_plugins, name) for name in ours)
 rs_plugins.deactivate()
 assert not hasattr(torchattacks, "SmoothAdvPGD") and torchattacks.__all__[-1] == "LGV"
 import art

@@ -134,8 +134,8 @@ def test_the_real_thing():
             "art.estimators.classification.SmoothedBlackBox",
             "art.estimators.certification.SmoothedBlackBox",
             "art.estimators.certification.randomized_smoothing.SmoothedBlackBox",
-            "art.attacks.evasion.SmoothAdvPGD",
-            "torchattacks.SmoothAdvPGD",
+            *(f"art.attacks.evasion.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
+            *(f"torchattacks.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
         ],
         "placed",
     )
