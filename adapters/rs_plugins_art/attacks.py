@@ -1,273 +1,331 @@
-"""SmoothAdv (Salman et al. 2019) as ART evasion attacks."""
+"""SmoothAdv (Salman et al. 2019) as ART evasion attacks: PGD in an l2 or linf ball, and DDN."""
 
-import math
-from typing import Any
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, ClassVar, TypeVar, get_args
 
 import numpy as np
-import torch
-from art.attacks.attack import EvasionAttack
-from art.estimators.classification import PyTorchClassifier
 from art.summary_writer import SummaryWriter
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
-from tqdm.auto import tqdm
+from torch import Tensor
 
-from rs_plugins.core.attacks.smoothadv import smooth_adv_pgd
-from rs_plugins.core.checks import check_count, check_images, check_positive, check_seed
-from rs_plugins.core.models import device_and_dtype, evaluating
-from rs_plugins.core.smoothing import NoiseMode, SmoothedModel, check_noise_mode, soft_vote
+from rs_plugins.core.attacks.norms import L2, LINF, Norm
+from rs_plugins.core.attacks.pgd import Rule
+from rs_plugins.core.attacks.smoothadv import PUBLISHED, GradientName, smooth_adv_ddn, smooth_adv_pgd
+from rs_plugins.core.checks import check_count, check_flag, check_probability
+from rs_plugins.core.objectives import Logits, ObjectiveName
+from rs_plugins.core.smoothing import NoiseMode
 from rs_plugins.errors import InputError
-from rs_plugins_art.arrays import Array, to_classes, to_images, to_tensor
-from rs_plugins_art.estimator import SmoothedEstimator
-from rs_plugins_art.neutral import check_neutral
+from rs_plugins_art.attack_base import SmoothedEvasion, budget, by_image
+
+P = TypeVar("P", bound="SmoothAdvPGD")
 
 
-class SmoothAdvPGD(EvasionAttack):
-    """PGD in an l2 ball on -log mean softmax under noise: SmoothAdv_PGD of Salman et al. (2019).
+class SmoothAdvPGD(SmoothedEvasion):
+    """Ascent on -log mean softmax under noise in an l2 or linf ball: SmoothAdv_PGD of Salman et al. (2019).
+
+    The defaults are the strongest that we know for a number of passes; `published` has those of the paper. Noise goes
+    on in pixels and is never added twice: of ART's own smoothed classifiers the base model is attacked, at their scale.
 
     Args:
-        estimator: A `SmoothedClassifier`, or any ART `PyTorchClassifier` without preprocessing.
+        estimator: A `SmoothedClassifier`; ART's `PyTorchRandomizedSmoothing` or one derived from it; any
+            `PyTorchClassifier`, with ``sigma``; each without preprocessing. With a ``gradient`` by Stein's identity
+            also a `SmoothedBlackBox`, whose scores are taken for logits.
         classifier: Another name for ``estimator``.
-        norm: 2.
-        eps: l2 budget in pixels: a number, or an array with one value per image (broadcastable to the images).
-        eps_step: Length of a step in pixels, in the same forms.
+        norm: 2 or infinity, ``np.inf`` or ``"inf"``.
+        eps: Budget in pixels: a number, or an array with one value per image, (n,) or broadcastable to the images.
+        eps_step: Length of a step in pixels, in the same forms. None: ``eps`` with dual averaging, where a step says
+            how much more of the ball opens; 2·eps/max_iter with ``rule="projected"``, as in the paper.
         max_iter: Number of steps.
         targeted: Whether ``y`` are targets to reach, instead of labels to get away from.
-        num_random_init: 0: the attack starts at the image.
+        num_random_init: 0: the attack starts at the image. Else the number of runs from random points of the ball; of
+            each image the result of greatest loss is kept, judged by draws that no step has seen.
         batch_size: Images attacked at once; changes no result.
+        minimal: Whether to look for the smallest perturbation within ``eps`` instead, by DDN; for norm 2 only.
+            `success` then says of which images one was found; of the others the image comes back where the search
+            ended, perturbed by at most ``eps``. The search has steps of its own: ``eps_step`` and ``rule`` do nothing
+            in it, and ``num_random_init`` and ``early_stop`` are refused.
         sigma: Standard deviation of the noise, in pixels; needed unless the estimator is smoothed, whose own counts.
         samples: Noise draws per step, shared by all images (the paper's m).
+        noise: ``"fresh"``: a new set of draws at each step. ``"fixed"``: one set for all steps, as in the paper.
+        antithetic: Whether half of the draws are the other half's negatives.
+        rule: ``"dual-averaging"`` or, as in the paper, ``"projected"``.
+        objective: ``"log-mean-softmax"``, the paper's; ``"mean-cross-entropy"`` or ``"mean-logits"``.
+        gradient: ``"backprop"``; or for models without a gradient ``"stein"``, the paper's, or ``"centred-stein"``,
+            which is less noisy.
+        early_stop: The probability, at most, that an image stops by mistake, once a vote says that the smoothed
+            classifier is wrong about it; that saves passes. None: none stops early.
         chunk: At most this many noisy images per forward pass; chosen by device and size if not given.
-        seed: Seed of the draws; with None, each call takes one from the operating system.
-        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        seed: Seed of draws and starts; with None, each call takes one from the operating system.
         verbose: Whether to show a progress bar.
         summary_writer: As for ART's own attacks.
 
     Raises:
         InputError: If an argument has an impossible value, or ART would change images on their way to the model.
-        EstimatorError: If the estimator is no `PyTorchClassifier`.
+        EstimatorError: If the estimator is none of those.
     """
 
     attack_params = [  # noqa: RUF012  a plain list is what the host reads
-        *EvasionAttack.attack_params,
-        *("norm", "eps", "eps_step", "max_iter", "targeted", "num_random_init", "batch_size"),
-        *("sigma", "samples", "chunk", "seed", "noise", "verbose"),
+        *("norm", "eps", "eps_step", "num_random_init", "rule", "early_stop"),
+        *SmoothedEvasion.attack_params,
     ]
-    _estimator_requirements = (PyTorchClassifier,)
+    norms: ClassVar[tuple[Norm, ...]] = (L2, LINF)
+
+    norm: Any
+    eps: Any
+    eps_step: Any
+    num_random_init: int
+    rule: Rule
+    early_stop: float | None
 
     def __init__(
         self,
-        estimator: PyTorchClassifier | None = None,
+        estimator: Any = None,
         *,
-        classifier: PyTorchClassifier | None = None,
-        norm: float = 2,
+        classifier: Any = None,
+        norm: Any = 2,
         eps: Any = 1.0,
-        eps_step: Any = 0.2,
+        eps_step: Any = None,
         max_iter: int = 10,
         targeted: bool = False,
         num_random_init: int = 0,
         batch_size: int = 32,
+        minimal: bool = False,
         sigma: float | None = None,
         samples: int = 16,
+        noise: NoiseMode = "fresh",
+        antithetic: bool = True,
+        rule: Rule = "dual-averaging",
+        objective: ObjectiveName = "log-mean-softmax",
+        gradient: GradientName = "backprop",
+        early_stop: float | None = None,
         chunk: int | None = None,
         seed: int | None = 0,
-        noise: NoiseMode = "fixed",
         verbose: bool = False,
         summary_writer: str | bool | SummaryWriter = False,
     ) -> None:
-        if (estimator is None) == (classifier is None):
-            raise InputError("estimator: expected one classifier, as `estimator` or as `classifier`, not both")
-        super().__init__(estimator=estimator or classifier, summary_writer=summary_writer)
-        self.norm = norm
-        self.eps = eps
-        self.eps_step = eps_step
-        self.max_iter = max_iter
-        self.targeted = targeted
-        self.num_random_init = num_random_init
-        self.batch_size = batch_size
-        self.sigma = sigma
-        self.samples = samples
-        self.chunk = chunk
-        self.seed = seed
-        self.noise: NoiseMode = noise
-        self.verbose = verbose
-        self._check_params()
-
-    def generate(self, x: Any, y: Any = None, *, mask: Any = None) -> Array:
-        """Return adversarial images, a new float32 array of the shape of ``x``.
-
-        Args:
-            x: (n, *input), floating point, pixels in [0, 1].
-            y: True labels, or targets if ``targeted``, in any of ART's forms; of class probabilities, the most likely
-                class. Without it, the smoothed classifier's own predictions are the labels.
-            mask: Broadcastable to ``x``; where it is 0 a pixel stays as it is.
-
-        Raises:
-            InputError: If an argument has an impossible value.
-            ModelError: If the model does not return logits (n, classes), or no gradient flows through it.
-        """
-        self._check_params()
-        victim = self._victim()
-        device = self.estimator.device
-        images = check_images(self._images(x, victim), "x").detach()
-        if not len(images):
-            return images.float().cpu().numpy()
-        free = None if mask is None else _mask(mask, images)
-        eps, step = _per_image(self.eps, images, "eps"), _per_image(self.eps_step, images, "eps_step")
-        with evaluating(self.estimator.model):
-            labels = self._labels(victim, images.to(device), y)
-            parts = torch.arange(len(images)).split(self.batch_size)
-            adversarial = [
-                self._attack(
-                    victim,
-                    images[part].to(device),
-                    labels[part.to(device)],
-                    number,
-                    eps=eps[part].to(device),
-                    step=step[part].to(device),
-                    mask=None if free is None else free[part].to(device),
-                )
-                for number, part in enumerate(tqdm(parts, desc="SmoothAdvPGD", disable=not self.verbose))
-            ]
-        if self.summary_writer is not None:
-            self.summary_writer.reset()
-        return torch.cat(adversarial).float().cpu().numpy()
-
-    def set_params(self, **kwargs: Any) -> None:
-        """Change settings, all of them or, if one is refused, none.
-
-        Raises:
-            InputError: If a value is impossible.
-            ValueError: If a name is not in ``attack_params``.
-        """
-        before = self.__dict__.copy()
-        try:
-            super().set_params(**kwargs)
-        except BaseException:
-            self.__dict__.update(before)
-            raise
-
-    def _attack(self, victim: SmoothedModel, images: Tensor, labels: Tensor, number: int, **how: Any) -> Tensor:
-        """Return adversarial images for the batch ``number``; ``how`` are its eps, step and mask."""
-        return smooth_adv_pgd(
-            victim.base,
-            images,
-            labels,
-            victim.sigma,
-            steps=self.max_iter,
-            samples=self.samples,
-            noise=self.noise,
-            family=victim.family,
-            targeted=self.targeted,
-            seed=victim.seed,
-            chunk=self.chunk,
-            watch=None if self.summary_writer is None else self._reporter(number, labels),
-            **how,
+        super().__init__(
+            estimator,
+            classifier,
+            summary_writer,
+            norm=norm,
+            eps=eps,
+            eps_step=eps_step,
+            max_iter=max_iter,
+            targeted=targeted,
+            num_random_init=num_random_init,
+            batch_size=batch_size,
+            minimal=minimal,
+            sigma=sigma,
+            samples=samples,
+            noise=noise,
+            antithetic=antithetic,
+            rule=rule,
+            objective=objective,
+            gradient=gradient,
+            early_stop=early_stop,
+            chunk=chunk,
+            seed=seed,
+            verbose=verbose,
         )
 
-    def _reporter(self, batch: int, labels: Tensor) -> Any:
-        """Return a function that tells ART's summary writer about each step of one batch."""
-        rows = one_hot(labels, self.estimator.nb_classes).cpu().numpy().astype(np.float32)
+    @classmethod
+    def published(cls: type[P], estimator: Any = None, **settings: Any) -> P:
+        """Return the attack with the settings of Salman et al. (2019), but for those in ``settings``."""
+        return cls(estimator, **{**PUBLISHED, **settings})
 
-        def report(step: int, images: Tensor, gradient: Tensor) -> None:
-            self.summary_writer.update(
-                batch_id=batch,
-                global_step=step + 1,  # an indicator divides by it
-                grad=gradient.float().cpu().numpy(),
-                patch=None,
-                estimator=self.estimator,
-                x=images.float().cpu().numpy(),
-                y=rows,
-                targeted=self.targeted,
-            )
+    def _budgets(self, images: Tensor) -> dict[str, Tensor | None]:
+        eps = by_image(self.eps, images, "eps")
+        if self.minimal:
+            return {"max_norm": eps}
+        return {"eps": eps, "step": None if self.eps_step is None else by_image(self.eps_step, images, "eps_step")}
 
-        return report
+    def _perturb(
+        self, logits: Logits, images: Tensor, labels: Tensor, sigma: float, **how: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.minimal:
+            return smooth_adv_ddn(logits, images, labels, sigma, levels=None, **how)
+        adversarial = smooth_adv_pgd(
+            logits,
+            images,
+            labels,
+            sigma,
+            norm=self._ball(),
+            rule=self.rule,
+            random_start=self.num_random_init > 0,
+            restarts=max(1, self.num_random_init),
+            early_stop=self.early_stop,
+            **how,
+        )
+        return adversarial, None
 
-    def _victim(self) -> SmoothedModel:
-        """Return the smoothed classifier under attack: the estimator's own noise, or ours around its model."""
-        model: nn.Module = self.estimator.model
-        if not isinstance(model, SmoothedModel):
-            if self.sigma is None:
-                raise InputError("sigma: needed, in pixels, because the estimator is not smoothed")
-            return SmoothedModel(model, self.sigma, samples=self.samples, seed=self.seed)
-        if self.sigma is not None and not math.isclose(self.sigma, model.sigma, rel_tol=1e-6):
-            raise InputError(f"sigma: expected {model.sigma}, which the smoothed classifier brings, got {self.sigma}")
-        return SmoothedModel(model.base, model.sigma, family=model.family, samples=self.samples, seed=self.seed)
+    def _ball(self) -> Norm:
+        """Return the norm of the budget.
 
-    def _labels(self, victim: SmoothedModel, images: Tensor, y: Any) -> Tensor:
-        """Return the labels (n,) to get away from or, if targeted, to reach."""
-        if y is not None:
-            return to_classes(y, n=len(images), classes=self.estimator.nb_classes).to(images.device)
-        if self.targeted:
-            raise InputError("y: needed for a targeted attack")
-        with torch.no_grad():
-            votes = [soft_vote(victim.base, part, victim.draws(part), chunk=self.chunk) for part in images.split(128)]
-        return torch.cat(votes).argmax(dim=1)
-
-    def _images(self, x: Any, victim: SmoothedModel) -> Tensor:
-        """Return ``x`` as images (n, *input) in the model's floating-point type, of the shape that it takes."""
-        if isinstance(self.estimator, SmoothedEstimator):
-            return self.estimator._images(x)
-        images = to_images(x, device_and_dtype(victim.base, self.estimator.device)[1])
-        expected = tuple(self.estimator.input_shape)
-        if tuple(images.shape[1:]) != expected:
-            raise InputError(f"x: expected a batch of images of shape {expected}, got shape {tuple(images.shape)}")
-        return images
+        Raises:
+            InputError: If ``norm`` is none that this attack knows.
+        """
+        try:
+            found = {2.0: L2, np.inf: LINF}.get(float(self.norm))
+        except (TypeError, ValueError):
+            found = None
+        if found not in self.norms:
+            known = " or ".join({L2: "2", LINF: "inf"}[norm] for norm in self.norms)
+            raise InputError(f"norm: expected {known}, got {self.norm!r}")
+        return found
 
     def _check_params(self) -> None:
         super()._check_params()
-        if self.norm not in (2, "2"):
-            raise InputError(f"norm: expected 2, got {self.norm!r}; other balls are not supported yet")
-        if self.num_random_init != 0:
-            raise InputError(
-                f"num_random_init: expected 0, got {self.num_random_init!r}; random starts are not supported yet"
-            )
-        for name in ("max_iter", "batch_size", "samples"):
-            check_count(getattr(self, name), name)
-        if self.chunk is not None:
-            check_count(self.chunk, "chunk")
-        if self.sigma is not None:
-            check_positive(self.sigma, "sigma")
-        if self.seed is not None:
-            check_seed(self.seed)
-        for name in ("targeted", "verbose"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name}: expected True or False, got {getattr(self, name)!r}")
-        for name in ("eps", "eps_step"):
-            _budget(getattr(self, name), name)
-        check_noise_mode(self.noise)
-        check_neutral(self.estimator)
-        self._victim()
+        self.norm = 2 if self._ball() is L2 else np.inf
+        self.num_random_init = check_count(self.num_random_init, "num_random_init", least=0)
+        budget(self.eps, "eps")
+        if self.eps_step is not None:
+            budget(self.eps_step, "eps_step")
+        if self.rule not in get_args(Rule):
+            raise InputError(f"rule: expected one of {', '.join(map(repr, get_args(Rule)))}, got {self.rule!r}")
+        if self.early_stop is not None:
+            check_probability(self.early_stop, "early_stop")
+        if check_flag(self.minimal, "minimal"):
+            self._check_minimal()
+
+    def _check_minimal(self) -> None:
+        """Check that a smallest perturbation can be looked for with these settings."""
+        if self.norm != 2:
+            raise InputError(f"minimal: expected False for norm={self.norm!r}; smallest perturbations are l2 ones")
+        for name, none in (("num_random_init", 0), ("early_stop", None)):
+            if getattr(self, name) != none:
+                got = getattr(self, name)
+                raise InputError(f"{name}: expected {none} with minimal=True, whose search does not use it, got {got}")
 
 
-def _budget(value: Any, name: str) -> Tensor:
-    """Return a budget or step as a tensor, in pixels."""
-    budget = to_tensor(value, name).double()
-    if not bool((budget.isfinite() & (budget >= 0)).all()):
-        raise InputError(f"{name}: expected finite values >= 0, got {value}")
-    return budget
+def _with_defaults(init: Any, **defaults: Any) -> Callable[..., None]:
+    """Return a constructor like ``init`` with other defaults, which its signature shows."""
+    made = FunctionType(init.__code__, init.__globals__, init.__name__, init.__defaults__, init.__closure__)
+    made.__kwdefaults__ = {**init.__kwdefaults__, **defaults}
+    made.__annotations__ = init.__annotations__
+    made.__qualname__ = init.__qualname__
+    return made
 
 
-def _per_image(value: Any, images: Tensor, name: str) -> Tensor:
-    """Return ``value``, in any form that broadcasts to ``images`` (n, *input), as one number per image, (n,)."""
-    budget = _budget(value, name)
-    if budget.shape != (len(images),):
-        pixels = _broadcast(budget, images, name).flatten(1)
-        budget = pixels[:, 0]
-        if not bool((pixels == budget.unsqueeze(1)).all()):
-            raise InputError(f"{name}: expected one value per image, which is what an l2 ball has, got one per pixel")
-    return budget.to(images.dtype)
+class SmoothAdvLinfPGD(SmoothAdvPGD):
+    """SmoothAdv by PGD in an linf ball: `SmoothAdvPGD` with ``norm=np.inf`` and by default ``eps=8/255``.
+
+    Args and errors are those of `SmoothAdvPGD`.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = (LINF,)
+    __init__ = _with_defaults(SmoothAdvPGD.__init__, norm=np.inf, eps=8 / 255)
 
 
-def _mask(mask: Any, images: Tensor) -> Tensor:
-    """Return where ``mask`` lets pixels change, boolean, of the shape of ``images``."""
-    return _broadcast(to_tensor(mask, "mask") != 0, images, "mask")
+class SmoothAdvDDN(SmoothedEvasion):
+    """The smallest l2 perturbation found by DDN against a smoothed classifier (Salman et al. 2019, Rony et al. 2019).
 
+    After `generate`, `success` says of which images the draws that the attack used saw an adversarial one; fresh draws
+    need not confirm it. Of these the nearest that was seen comes back, the very image that was judged; ``x`` itself if
+    it is adversarial. Of the others the image comes back where the search ended, perturbed by at most ``eps``: not the
+    unchanged image, which would look like a perturbation of length 0.
 
-def _broadcast(value: Tensor, images: Tensor, name: str) -> Tensor:
-    try:
-        return value.to(images.device).expand(images.shape)
-    except RuntimeError:
-        raise InputError(
-            f"{name}: expected a shape that broadcasts to {tuple(images.shape)}, got {tuple(value.shape)}"
-        ) from None
+    Args:
+        estimator: As for `SmoothAdvPGD`.
+        classifier: Another name for ``estimator``.
+        eps: No perturbation is longer than this l2 norm, in pixels (core's and the paper's ``max_norm``): a number, or
+            an array with one value per image, (n,) or broadcastable to the images. None: no such bound.
+        max_iter: Number of steps; there is one pass more, which judges the last image.
+        gamma: By which share the norm of the perturbation changes at each step, in (0, 1).
+        init_norm: The norm to begin with, in pixels, > 0, in the forms of ``eps``.
+        levels: Pixels are rounded to this many levels, but where that would break ``eps``; None: never.
+        targeted: Whether ``y`` are targets to reach, instead of labels to get away from.
+        batch_size: Images attacked at once; changes no result.
+        minimal: True, which this attack always is; some of ART's metrics set it.
+        sigma: As for `SmoothAdvPGD`.
+        samples: Noise draws per step (the paper's m), which also vote; an odd number avoids ties.
+        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        antithetic: As for `SmoothAdvPGD`.
+        objective: As for `SmoothAdvPGD`.
+        gradient: As for `SmoothAdvPGD`.
+        chunk: At most this many noisy images per forward pass; chosen by device and size if not given.
+        seed: Seed of the draws; with None, each call takes one from the operating system.
+        verbose: Whether to show a progress bar.
+        summary_writer: As for ART's own attacks.
+
+    Raises:
+        InputError: If an argument has an impossible value, or ART would change images on their way to the model.
+        EstimatorError: If the estimator is none of those.
+    """
+
+    attack_params = [  # noqa: RUF012  a plain list is what the host reads
+        *("eps", "gamma", "init_norm", "levels"),
+        *SmoothedEvasion.attack_params,
+    ]
+
+    eps: Any
+    gamma: float
+    init_norm: Any
+    levels: int | None
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        classifier: Any = None,
+        eps: Any = None,
+        max_iter: int = 100,
+        gamma: float = 0.05,
+        init_norm: Any = 1.0,
+        levels: int | None = 256,
+        targeted: bool = False,
+        batch_size: int = 32,
+        minimal: bool = True,
+        sigma: float | None = None,
+        samples: int = 16,
+        noise: NoiseMode = "fixed",
+        antithetic: bool = False,
+        objective: ObjectiveName = "log-mean-softmax",
+        gradient: GradientName = "backprop",
+        chunk: int | None = None,
+        seed: int | None = 0,
+        verbose: bool = False,
+        summary_writer: str | bool | SummaryWriter = False,
+    ) -> None:
+        super().__init__(
+            estimator,
+            classifier,
+            summary_writer,
+            eps=eps,
+            max_iter=max_iter,
+            gamma=gamma,
+            init_norm=init_norm,
+            levels=levels,
+            targeted=targeted,
+            batch_size=batch_size,
+            minimal=minimal,
+            sigma=sigma,
+            samples=samples,
+            noise=noise,
+            antithetic=antithetic,
+            objective=objective,
+            gradient=gradient,
+            chunk=chunk,
+            seed=seed,
+            verbose=verbose,
+        )
+
+    def _budgets(self, images: Tensor) -> dict[str, Tensor | None]:
+        limit = None if self.eps is None else by_image(self.eps, images, "eps")
+        return {"max_norm": limit, "init_norm": by_image(self.init_norm, images, "init_norm")}
+
+    def _perturb(
+        self, logits: Logits, images: Tensor, labels: Tensor, sigma: float, **how: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        return smooth_adv_ddn(logits, images, labels, sigma, gamma=self.gamma, levels=self.levels, **how)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if self.eps is not None:
+            budget(self.eps, "eps")
+        if not bool((budget(self.init_norm, "init_norm") > 0).all()):
+            raise InputError(f"init_norm: expected finite values > 0, got {self.init_norm}")
+        check_probability(self.gamma, "gamma")
+        if self.levels is not None:
+            self.levels = check_count(self.levels, "levels", least=2)
+        if not check_flag(self.minimal, "minimal"):
+            raise InputError("minimal: expected True, which DDN always is, got False")

@@ -4,7 +4,7 @@ from rs_plugins.hookspecs import Component, Export, hookimpl
 
 _CLASSIFIER = "rs_plugins_art.classifier:SmoothedClassifier"
 _BLACK_BOX = "rs_plugins_art.black_box:SmoothedBlackBox"
-_PGD = "rs_plugins_art.attacks:SmoothAdvPGD"
+_ATTACKS = {name: f"rs_plugins_art.attacks:{name}" for name in ("SmoothAdvPGD", "SmoothAdvLinfPGD", "SmoothAdvDDN")}
 _ESTIMATORS = (
     "art.estimators.classification",
     "art.estimators.certification",
@@ -18,7 +18,7 @@ def rs_plugins_components() -> list[Component]:
     return [
         Component("estimator", "art.SmoothedClassifier", _CLASSIFIER),
         Component("estimator", "art.SmoothedBlackBox", _BLACK_BOX),
-        Component("attack", "art.SmoothAdvPGD", _PGD),
+        *(Component("attack", f"art.{name}", target) for name, target in _ATTACKS.items()),
     ]
 
 
@@ -28,5 +28,5 @@ def rs_plugins_exports() -> list[Export]:
     return [
         *(Export(host, "SmoothedClassifier", _CLASSIFIER) for host in _ESTIMATORS),
         *(Export(host, "SmoothedBlackBox", _BLACK_BOX) for host in _ESTIMATORS),
-        Export("art.attacks.evasion", "SmoothAdvPGD", _PGD),
+        *(Export("art.attacks.evasion", name, target) for name, target in _ATTACKS.items()),
     ]
