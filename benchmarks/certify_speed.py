@@ -13,10 +13,7 @@ this process, so that other programs on the machine disturb little; else it is t
 import copy
 import json
 import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +25,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from machine import Clock, environment
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
@@ -87,19 +85,6 @@ class Row:
     slowest: float
     fastest: float
     share: float
-
-
-class Clock:
-    """Processor time of this process for one thread on a CPU, else wall-clock time after the device is done."""
-
-    def __init__(self, device: str, threads: int) -> None:
-        self._cuda = device == "cuda"
-        self.name = "processor time" if not self._cuda and threads == 1 else "wall clock"
-
-    def __call__(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.process_time() if self.name == "processor time" else time.perf_counter()
 
 
 # ---- methods: each certifies all images with N0 + n votes and returns how many noisy images it classified ------------
@@ -310,28 +295,6 @@ def rows_of(
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
-def environment(clock: Clock) -> dict[str, Any]:
-    """Return with what the figures were made."""
-    made = {
-        "command": "python benchmarks/bench_certify.py " + shlex.join(sys.argv[1:]),
-        "clock": clock.name,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-    return made | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
-
-
-def processor() -> str:
-    """Return the name of the processor, where the system tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
-
-
 def markdown(made: dict[str, Any], rows: list[Row]) -> str:
     """Return the table and what it was made with."""
     lines = [f"{key}: {value}  " for key, value in made.items()]
@@ -376,7 +339,7 @@ def speed(
         if found is not None:
             for setting in settings_of(device, dtype, channels_last, compiled):
                 rows += measure(name, *found, setting, clock, repeats, seconds)
-    made = environment(clock)
+    made = environment("bench_certify.py", clock)
     text = markdown(made, rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     record = json.dumps({"made": made, "rows": [asdict(row) for row in rows]}, indent=1)
