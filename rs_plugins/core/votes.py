@@ -349,7 +349,9 @@ class _Pass(Generic[R]):
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return ``tensor`` on ``device``; the host does not wait until it is there."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type == "cuda" and tensor.is_cpu:
+        tensor = tensor.pin_memory()  # of host memory only; else an error
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def _fetch(tally: Tensor, close: Tensor | None) -> tuple[Tensor, Tensor | None, torch.cuda.Event | None]:
