@@ -198,8 +198,8 @@ class SmoothAdvDDN(SmoothedAttack):
         levels: Pixels are rounded to this many levels at each step, but where that would break ``max_norm``; None:
             never.
         sigma: Standard deviation of the noise, in pixels. None: that of a `SmoothedModel`, 0.25 for any other model.
-        samples: Noise draws per step (the paper's m), which also vote. A tie is no success, so an even number asks for
-            a majority of two votes at least: a little more than it takes. Hence the odd default.
+        samples: Noise draws per step (the paper's m), which also vote. A tie is no success: an odd number asks for the
+            smallest majority, an even one for two votes more than half, which fresh draws confirm more often.
         noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
         antithetic: Whether half of the draws are the other half's negatives.
         objective: The loss: ``"log-mean-softmax"``, the paper's; ``"mean-cross-entropy"`` or ``"mean-logits"``.
@@ -233,7 +233,7 @@ class SmoothAdvDDN(SmoothedAttack):
         *,
         levels: int | None = 256,
         sigma: float | None = None,
-        samples: int = 15,
+        samples: int = 16,
         noise: NoiseMode = "fixed",
         antithetic: bool = False,
         objective: ObjectiveName = "log-mean-softmax",

@@ -6,6 +6,7 @@ from torch import nn
 
 MEAN, STD = [0.4, 0.5], [0.2, 0.25]
 CLASSES = 5
+BATCHNORM, DROPOUT = 1, 3  # where they are in `cnn`
 
 
 def seeded(make):
@@ -61,20 +62,34 @@ def normalisation():
     return MEAN, STD, Normalise(), Denormalise()
 
 
+class Fuse(nn.Module):
+    """A layer that fails after so many calls, as memory does in the middle of an attack."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.left = calls
+
+    def forward(self, x):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("out of memory")
+        return x
+
+
 @pytest.fixture
 def undisturbed():
     """A context at whose end the model must be in every respect as it was at its start."""
 
     @contextmanager
     def watch(model):
-        before = _picture(model)
+        before = picture(model)
         yield
-        assert _picture(model) == before
+        assert picture(model) == before
 
     return watch
 
 
-def _picture(model):
+def picture(model):
     return {
         "training": [module.training for module in model.modules()],
         "requires_grad": [p.requires_grad for p in model.parameters()],

@@ -10,7 +10,8 @@ from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import RSPluginsWarning
 from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 
-BATCHNORM, DROPOUT = 1, 3
+from .conftest import BATCHNORM, DROPOUT, Fuse
+
 MODES = {
     "eval": lambda model: model.eval(),
     "train": lambda model: model.train(),
@@ -25,20 +26,6 @@ USES = {
     "output": lambda attack, x, y: attack.get_output_with_eval_nograd(x),
     "save": lambda attack, x, y: attack.save(DataLoader(TensorDataset(x, y), batch_size=3)),
 }
-
-
-class Fuse(nn.Module):
-    """A layer that fails at its n-th call, as memory does in the middle of an attack."""
-
-    def __init__(self, calls):
-        super().__init__()
-        self.left = calls
-
-    def forward(self, x):
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("out of memory")
-        return x
 
 
 @pytest.mark.parametrize("use", USES)
