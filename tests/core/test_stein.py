@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,39 @@ def test_it_is_unbiased(centred):
     assert np.abs(found - truth).max() < error
 
 
+@pytest.mark.parametrize(("samples", "factor"), [(2, 2), (3, 4 / 3), (4, 4 / 3)], ids=repr)
+def test_with_antithetic_draws_it_is_unbiased_too_and_centring_makes_it_longer(samples, factor):
+    """One pixel, and the mean over the independent draws by quadrature.
+
+    The factor is m/(m-1) where each draw has its negative, (m+1)/m where one has none.
+    """
+
+    def model(at):
+        return at * torch.tensor([0.0, 1.5], dtype=torch.float64)
+
+    x, y = torch.tensor([[0.6]], dtype=torch.float64), torch.tensor([1])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(16)
+    weights = weights / weights.sum()
+    F = 1 / (1 + np.exp(-1.5 * (0.6 + SIGMA * nodes)))
+    truth = (weights * F * (1 - F)).sum() * 1.5
+    independent = (samples + 1) // 2
+    for centred in (False, True):
+        mean = 0.0
+        for chosen in product(range(16), repeat=independent):
+            half = torch.from_numpy(SIGMA * nodes[list(chosen)]).reshape(-1, 1)
+            draws = torch.cat([half, -half])[:samples]
+            mean += weights[list(chosen)].prod() * estimates(centred, model, x, y, draws).item()
+        assert mean == pytest.approx(truth * (factor if centred else 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("samples", [2, 8])
+def test_with_antithetic_draws_in_pairs_there_is_nothing_to_be_centred(samples):
+    half = DRAWS[: samples // 2]
+    draws = torch.cat([half, -half])
+    plain, centred = (estimates(way, network(), X, Y, draws) for way in (False, True))
+    torch.testing.assert_close(centred, plain * samples / (samples - 1))
+
+
 def test_centring_helps_where_the_classifier_is_sure():
     weight = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     x, y = torch.tensor([[1.0, 0.5, 0.5]]), torch.tensor([0])
@@ -114,6 +149,16 @@ def test_it_attacks_a_model_without_gradient_repeatably_and_in_any_batches(gradi
     assert not torch.equal(whole, attack(no_gradient, seed=1, **how))
     parts = torch.cat([attack(no_gradient, x=X[i : i + 1], y=Y[i : i + 1], chunk=7, **how) for i in range(4)])
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("gradient", ["stein", "centred-stein"])
+def test_it_points_where_the_gradient_does(gradient, antithetic):
+    slopes = {}
+    for way, samples in ((gradient, 4000), ("backprop", 20_000)):
+        how = {"gradient": way, "samples": samples, "antithetic": antithetic, "steps": 1, "seed": 2}
+        attack(network(), watch=lambda *what, way=way: slopes.update({way: what[3].flatten(1)}), **how)
+    assert (torch.cosine_similarity(slopes[gradient], slopes["backprop"]) > 0.97).all()
 
 
 @pytest.mark.parametrize("targeted", [False, True])
