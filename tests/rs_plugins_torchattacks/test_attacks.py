@@ -3,19 +3,17 @@
 import copy
 import inspect
 import math
-import pickle
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import pytest
 import torch
 import torchattacks
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import InputError, ModelError
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
+from rs_plugins_torchattacks.attacks import SmoothAdvDDN, SmoothAdvLinfPGD, SmoothAdvPGD
 
 
 def noise_of(attack, x, seen):
@@ -38,6 +36,38 @@ def test_fixed_noise_equals_pgdl2_on_the_smoothed_model(cnn, x, y, seen, targete
         attack.set_mode_targeted_by_label(quiet=True)
         peer.set_mode_targeted_by_label(quiet=True)
     torch.testing.assert_close(attack(inside, y), peer(inside, y), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(("eps", "alpha", "steps"), [(0.05, 0.02, 5), (0.03, 0.005, 10)])
+def test_fixed_noise_equals_pgd_on_the_smoothed_model_in_linf(cnn, x, y, seen, targeted, eps, alpha, steps):
+    attack = SmoothAdvLinfPGD.published(cnn, eps, alpha, steps, sigma=0.25, samples=6)
+    smoothed = SmoothedModel(cnn, 0.25, samples=6).eval()
+    draws = noise_of(attack, x, seen)
+    smoothed.draws = lambda x: draws
+    peer = torchattacks.PGD(smoothed, eps=eps, alpha=alpha, steps=steps, random_start=False)
+    if targeted:
+        attack.set_mode_targeted_by_label(quiet=True)
+        peer.set_mode_targeted_by_label(quiet=True)
+    torch.testing.assert_close(attack(x, y), peer(x, y), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [SmoothAdvPGD, SmoothAdvLinfPGD])
+def test_the_published_settings(cnn, x, y, kind):
+    attack = kind.published(cnn, eps=0.3, steps=4, samples=3, sigma=0.4)
+    assert type(attack) is kind
+    assert (attack.noise, attack.antithetic, attack.rule, attack.random_start) == ("fixed", False, "projected", False)
+    by_hand = kind(cnn, 0.3, 2 * 0.3 / 4, 4, noise="fixed", antithetic=False, rule="projected", samples=3, sigma=0.4)
+    assert torch.equal(attack(x, y), by_hand(x, y))
+    assert kind.published(cnn, noise="fresh").noise == "fresh"
+    assert kind.published(cnn).eps == kind(cnn).eps
+
+
+def test_the_two_norms_have_one_code_and_the_same_settings_but_eps():
+    l2, linf = (dict(inspect.signature(kind).parameters) for kind in (SmoothAdvPGD, SmoothAdvLinfPGD))
+    assert (l2.pop("eps").default, linf.pop("eps").default) == (1.0, 8 / 255)
+    assert l2 == linf
+    assert get_type_hints(SmoothAdvLinfPGD.__init__) == get_type_hints(SmoothAdvPGD.__init__)
 
 
 @pytest.mark.parametrize("noise", ["fixed", "fresh"])
@@ -69,38 +99,6 @@ def test_the_noise_has_the_given_sigma_and_the_default_is_a_quarter(cnn, x, seen
         assert abs(draws.std() - expected) < 0.02 * expected
 
 
-@settings(max_examples=25)
-@given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=4), eps=st.floats(0, 2), binary=st.booleans())
-def test_ball_and_box_hold_for_any_shape(shape, eps, binary):
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(sum(shape)))
-    images = images.round() if binary else images
-    model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 3))
-    adversarial = SmoothAdvPGD(model, eps, samples=2, steps=3)(images, torch.tensor([0, 2]))
-    assert adversarial.shape == images.shape
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-    assert ((adversarial - images).flatten(1).norm(dim=1) <= eps + 1e-6).all()
-
-
-def test_binary_images_move_at_both_ends(cnn, x, y):
-    binary = x.round()
-    moved = SmoothAdvPGD(cnn)(binary, y) != binary
-    assert (moved & (binary == 0)).flatten(1).any(dim=1).all()
-    assert (moved & (binary == 1)).flatten(1).any(dim=1).all()
-
-
-def test_no_budget_returns_the_input(cnn, x, y):
-    assert torch.equal(SmoothAdvPGD(cnn, eps=0)(x, y), x)
-
-
-def test_a_model_without_slope_moves_to_the_sphere(x, y):
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
-    nn.init.zeros_(flat[1].weight)
-    inside = 0.4 + 0.2 * x
-    moved = SmoothAdvPGD(flat, eps=0.5, samples=2)(inside, y % 3) - inside
-    torch.testing.assert_close(moved.flatten(1).norm(dim=1), torch.full((4,), 0.5), atol=1e-6, rtol=0)
-
-
 def test_settings_are_read_at_call_time(cnn, x, y):
     attack = SmoothAdvPGD(cnn)
     wanted = {
@@ -128,11 +126,12 @@ def test_the_chunk_bounds_the_batch_and_changes_nothing(cnn, x, y, seen):
     torch.testing.assert_close(small, SmoothAdvPGD(cnn, samples=4)(x, y), atol=1e-5, rtol=0)
 
 
-def test_what_the_host_asks_of_a_class():
-    parameters = inspect.signature(SmoothAdvPGD).parameters
+@pytest.mark.parametrize("kind", [SmoothAdvPGD, SmoothAdvLinfPGD, SmoothAdvDDN])
+def test_what_the_host_asks_of_a_class(kind):
+    parameters = inspect.signature(kind).parameters
     assert next(iter(parameters)) == "model"
     assert all(p.default is not p.empty for name, p in parameters.items() if name != "model")
-    assert issubclass(SmoothAdvPGD, torchattacks.attack.Attack)
+    assert issubclass(kind, torchattacks.attack.Attack)
 
 
 def test_the_model_is_the_one_that_was_given_and_may_be_replaced(cnn, x, y):
@@ -144,18 +143,6 @@ def test_the_model_is_the_one_that_was_given_and_may_be_replaced(cnn, x, y):
     attack.set_model(other)
     assert attack.model is other
     assert torch.equal(attack(x, y), SmoothAdvPGD(other)(x, y))
-
-
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda attack: pickle.loads(pickle.dumps(attack))])
-@pytest.mark.parametrize("mode", ["random", "least_likely", "by_label", "by_function"])
-def test_copies_behave_the_same_also_after_use(cnn, x, y, mode, again):
-    attack = SmoothAdvPGD(cnn, eps=torch.rand(4), seed=3, noise="fresh")
-    attack.set_normalization_used([0.0, 0.0], [1.0, 1.0])
-    getattr(attack, f"set_mode_targeted_{mode}")(quiet=True)
-    first = attack(x, y)
-    twin = again(attack)
-    assert twin.model is not cnn
-    assert torch.equal(twin(x, y), first)
 
 
 def test_repr_shows_hyper_parameters_only(cnn, x, y):

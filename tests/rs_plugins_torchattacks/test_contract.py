@@ -4,11 +4,24 @@ import pytest
 import torch
 from torch import nn
 
-from rs_plugins.core.attacks.smoothadv import smooth_adv_pgd
+from rs_plugins.core.attacks.norms import L2, LINF
+from rs_plugins.core.attacks.smoothadv import smooth_adv_ddn, smooth_adv_pgd
 from rs_plugins.core.smoothing import SmoothedModel
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
+from rs_plugins_torchattacks.attacks import SmoothAdvDDN, SmoothAdvLinfPGD, SmoothAdvPGD
 
 SIGMA, SAMPLES = 0.3, 3
+LENGTHS = {"float": 0.3, "tensor": torch.tensor([0.1, 0.2, 0.3, 0.4]).reshape(4, 1, 1, 1)}
+ATTACKS = {
+    SmoothAdvPGD: lambda length: {"eps": length, "alpha": 0.1},
+    SmoothAdvLinfPGD: lambda length: {"eps": length, "alpha": 0.1},
+    # rounding pixels would make 1/255 of what is 1e-7 in another order of sums
+    SmoothAdvDDN: lambda length: {"max_norm": length, "init_norm": length, "levels": None},
+}
+CALLS = [
+    *((SmoothAdvPGD, context) for context in (torch.enable_grad, torch.no_grad, torch.inference_mode)),
+    (SmoothAdvLinfPGD, torch.inference_mode),
+    *((SmoothAdvDDN, context) for context in (torch.no_grad, torch.inference_mode)),
+]
 MODES = {
     "default": lambda attack: None,
     "custom": lambda attack: attack.set_mode_targeted_by_function(lambda x, y: (y + 1) % 5, quiet=True),
@@ -39,7 +52,7 @@ def laid_out(x, y, layout):
     return (x[:0], y[:0]) if layout == "empty" else (x, y)
 
 
-@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("kind", "context"), CALLS, ids=lambda part: part.__name__)
 @pytest.mark.parametrize(
     ("layout", "normalised"),
     [
@@ -52,15 +65,16 @@ def laid_out(x, y, layout):
         ("empty", True),
     ],
 )
-@pytest.mark.parametrize("eps", [0.3, torch.tensor([0.1, 0.2, 0.3, 0.4]).reshape(4, 1, 1, 1)], ids=["float", "tensor"])
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("mode", MODES)
 def test_every_call_equals_the_core_attack(
-    cnn, mlp, x, y, normalisation, undisturbed, mode, eps, layout, normalised, context
+    cnn, mlp, x, y, normalisation, undisturbed, kind, mode, length, layout, normalised, context
 ):
     mean, std, normalise, denormalise = normalisation
     model = mlp if layout == "vectors" else cnn
     x, y = laid_out(x, y, layout)
-    attack = SmoothAdvPGD(model, eps, 0.1, 2, sigma=SIGMA, samples=SAMPLES)
+    how = ATTACKS[kind](LENGTHS[length])
+    attack = kind(model, steps=2, sigma=SIGMA, samples=SAMPLES, **how)
     MODES[mode](attack)
     given, in_pixels = x.clone(memory_format=torch.preserve_format), model
     if normalised:
@@ -76,18 +90,29 @@ def test_every_call_equals_the_core_attack(
     assert torch.equal(y, unchanged[1])
     assert not result.requires_grad
     assert (result.shape, result.dtype) == (given.shape, given.dtype)
+    if kind is SmoothAdvDDN:
+        assert (attack.success.shape, attack.success.dtype) == (y.shape, torch.bool)
     if layout == "empty":
         return
     assert result.stride() == given.stride()
     found = denormalise(result) if normalised else result
-    labels, targeted = goal(in_pixels, mode, x, y), mode != "default"
-    expected = smooth_adv_pgd(
-        in_pixels, x, labels, SIGMA, eps=eps, step=0.1, steps=2, samples=SAMPLES, targeted=targeted
-    )
+    expected = core_attack(attack, in_pixels, x, goal(in_pixels, mode, x, y), targeted=mode != "default", **how)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     slack = 1e-6 if normalised else 0.0
     assert found.min() >= -slack
     assert found.max() <= 1 + slack
-    lengths = (found - x).flatten(1).norm(dim=1)
-    assert (lengths <= torch.as_tensor(eps).flatten() + 1e-6).all()
-    assert (lengths > 0.05).all()
+    flat = (found - x).flatten(1)
+    lengths = flat.abs().amax(dim=1) if kind is SmoothAdvLinfPGD else flat.norm(dim=1)
+    assert (lengths <= torch.as_tensor(LENGTHS[length]).flatten() + 1e-6).all()
+    assert (lengths > 0.05).all() or kind is SmoothAdvDDN
+
+
+def core_attack(attack, model, x, labels, *, targeted, **how):
+    """What core makes of images in pixels, with the settings under core's names."""
+    how |= {"steps": 2, "samples": SAMPLES, "targeted": targeted}
+    if isinstance(attack, SmoothAdvDDN):
+        expected, success = smooth_adv_ddn(model, x, labels, SIGMA, **how)
+        assert torch.equal(attack.success, success)
+        return expected
+    norm = LINF if isinstance(attack, SmoothAdvLinfPGD) else L2
+    return smooth_adv_pgd(model, x, labels, SIGMA, norm=norm, step=how.pop("alpha"), **how)

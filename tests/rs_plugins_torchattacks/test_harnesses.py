@@ -10,7 +10,7 @@ import torchattacks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rs_plugins_torchattacks.attacks import SmoothAdvPGD
+from rs_plugins_torchattacks.attacks import SmoothAdvDDN, SmoothAdvPGD
 
 
 def loader(x, y):
@@ -127,6 +127,27 @@ def test_a_search_for_the_smallest_budget_finds_the_distance_to_the_plane(batche
 
     assert high.tolist() == pytest.approx(distance, abs=2 / 2**9)
     assert min(distance) > 0.01
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_ddn_finds_the_distance_to_the_plane_in_one_call(targeted):
+    """The votes of antithetic draws are tied on the plane itself."""
+    model, weight = separator()
+    x = 0.35 + 0.3 * torch.rand(6, 2, 2, 2, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(1)
+    attack = SmoothAdvDDN(
+        model=model, steps=200, gamma=0.02, init_norm=0.2, levels=None, sigma=0.1, samples=200, antithetic=True
+    )
+    labels = y
+    if targeted:
+        attack.set_mode_targeted_by_function(quiet=True)
+        labels = 1 - y
+    found = attack(x, labels=labels)
+    assert attack.success.all()
+    distance = (logits[:, 0].abs() / weight.norm()).tolist()
+    assert (found - x).flatten(1).norm(dim=1).tolist() == pytest.approx(distance, abs=0.005)
 
 
 @pytest.mark.slow
