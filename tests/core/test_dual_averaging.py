@@ -92,6 +92,16 @@ def test_it_follows_the_formula_step_by_step(norm, eps, how):
 
 
 @both
+def test_the_highest_point_is_in_ball_and_box(norm):
+    eps = torch.tensor([0.1, 0.4, 0.8, 5.0]).reshape(4, 1, 1, 1)
+    delta = norm.highest(SLOPE * 1e-30, X, eps, otherwise=torch.zeros(()))
+    for index in range(4):
+        expected = highest(norm, SLOPE[index].double().numpy(), X[index].double().numpy(), float(eps[index]))
+        torch.testing.assert_close(delta[index].double(), torch.from_numpy(expected), atol=1e-6, rtol=0)
+    assert (X + delta).aminmax() == (0, 1)
+
+
+@both
 def test_a_gradient_that_does_not_change_is_followed_to_the_highest_point_at_once(norm):
     seen = climb(ascent=lambda at, rows: SLOPE[rows], norm=norm, eps=0.4, steps=4)
     expected = highest(norm, SLOPE[1].double().numpy(), X[1].double().numpy(), 0.4)

@@ -147,9 +147,9 @@ def test_votes_are_on_draws_that_no_step_has_seen(monkeypatch, noise):
     monkeypatch.setattr(smoothadv, "majority", lambda votes, level: np.full(len(votes), -1))
     spy = Spy(lambda x: x.flatten(1)[:, :2] * 0 + torch.tensor([0.0, 1.0]))
     gray, label = torch.full((1, 4), 0.5), torch.tensor([0])
-    how = {"noise": noise, "samples": 6, "steps": 3, "chunk": 1000, "early_stop": 0.1}
+    how = {"noise": noise, "samples": 8, "antithetic": False, "steps": 3, "chunk": 1000, "early_stop": 0.1}
     smooth_adv_pgd(spy, gray, label, SIGMA, eps=0, **how)
-    assert [len(seen) for seen in spy.seen] == [6, CONFIRMING] * 3
+    assert [len(seen) for seen in spy.seen] == [8, CONFIRMING] * 3
     votes = torch.cat(spy.seen[1::2])
     assert len(votes.unique(dim=0)) == 3 * CONFIRMING
     for seen in spy.seen[::2]:
@@ -227,6 +227,17 @@ def test_a_misclassified_image_comes_back_as_it_is():
     assert torch.equal(found[5], X[5])
     assert sum(5 in rows for rows in log.rows) == 1
     assert (found != X).flatten(1).any(dim=1)[[0, 1, 2, 3, 4, 6, 7]].all()
+
+
+def test_an_image_is_held_against_its_own_label_after_others_have_stopped():
+    """The first stops at once; the second has to become what the first was said to be."""
+    x, log = torch.tensor([[0.9, 0.5], [0.6, 0.5]]), Log()
+    found = smooth_adv_pgd(halfspace, x, torch.tensor([0, 1]), 0.05, eps=0.4, steps=8, early_stop=0.01, watch=log)
+    assert torch.equal(found[0], x[0])
+    assert log.stopped() == [0, 1]
+    assert log.rows[1] == [1]
+    assert torch.equal(found[1], log.last[1])
+    assert found[1, 0] < 0.5
 
 
 def test_copies_without_an_answer_stop_no_image_and_do_not_touch_the_others():

@@ -193,6 +193,11 @@ def test_the_highest_point_in_other_floating_types(dtype, atol, eps):
     check_highest(slope, x, eps, atol)
 
 
+def test_in_half_precision_what_is_left_of_the_budget_is_reckoned_exactly():
+    x = torch.tensor([[0.5, 0.5, 0.5, 0.47, 0.5, 0.5]], dtype=torch.bfloat16)
+    check_highest(torch.tensor([[-9.0, 9.0, -9.0, -9.0, 1.0, 1.0]], dtype=torch.bfloat16), x, 1.0, atol=1e-3)
+
+
 @pytest.mark.parametrize(("ratio", "pixels"), [(0.5, 60), (0.7, 200), (0.9, 300)], ids=repr)
 def test_the_highest_point_where_each_round_cuts_off_few_pixels(ratio, pixels):
     """Each pixel has a share of all slopes left, and is cut off only once the one before it was."""

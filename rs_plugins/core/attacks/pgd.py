@@ -81,25 +81,16 @@ def pgd(
     x = x.detach().clone()
     free = check_mask(mask, x)
     room = _Room(x, free, eps, step, any_direction(free, seed).to(x.dtype), norm)
-    best, arrived = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    highest = torch.full((len(x),), -torch.inf, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    best = _Best(x, height if restarts > 1 else None)
     for run in range(restarts):
-        rows = (~arrived).nonzero().squeeze(1)
+        rows = best.left()
         if not len(rows):
             break
         here = room.at(rows)
         delta = here.start(stream(seed, "start", run, device=x.device)) if random_start or run else here.nowhere()
         numbers = range(run * steps, (run + 1) * steps)
-        found, there = _climb(view, here, rows, delta, numbers, rule)
-        better = there | (run == 0)
-        if height is not None and restarts > 1 and not bool(there.all()):
-            judged = rows[~there]
-            value = height(found[~there], judged).to(highest.dtype)
-            better[~there] |= value > highest[judged]
-            highest[judged] = torch.fmax(highest[judged], value)  # which ignores NaN
-        best[rows[better]] = found[better]
-        arrived[rows] = there
-    return best
+        best.take(rows, *_climb(view, here, rows, delta, numbers, rule), first=run == 0)
+    return best.images
 
 
 def pgd_l2(ascent: Ascent, x: Tensor, **settings: Any) -> Tensor:
@@ -179,6 +170,31 @@ class _Room:
     def image(self, delta: Tensor) -> Tensor:
         """Return the images perturbed by ``delta``."""
         return torch.where(self.free, add_inside(self.x, delta), self.x)
+
+
+class _Best:
+    """The best result so far for each of the images ``x`` (n, *input), by ``height``, or the first that arrived."""
+
+    def __init__(self, x: Tensor, height: Height | None) -> None:
+        self.images, self._height = x.clone(), height
+        self._arrived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        self._highest = torch.full((len(x),), -torch.inf, dtype=exact, device=x.device)
+
+    def left(self) -> Tensor:
+        """Return which images have not arrived, (k,)."""
+        return (~self._arrived).nonzero().squeeze(1)
+
+    def take(self, rows: Tensor, found: Tensor, there: Tensor, *, first: bool) -> None:
+        """Take in the results ``found`` (k, *input) for the images ``rows``, of which those ``there`` arrived."""
+        better = there | first
+        if self._height is not None and not bool(there.all()):
+            judged = rows[~there]
+            value = self._height(found[~there], judged).to(self._highest.dtype)
+            better[~there] |= value > self._highest[judged]
+            self._highest[judged] = torch.fmax(self._highest[judged], value)  # which ignores NaN
+        self.images[rows[better]] = found[better]
+        self._arrived[rows] = there
 
 
 def _climb(view: View, room: _Room, rows: Tensor, delta: Tensor, numbers: range, rule: Rule) -> tuple[Tensor, Tensor]:
