@@ -235,15 +235,16 @@ def test_of_several_runs_each_image_keeps_its_own_highest():
 
 
 def test_a_height_that_is_not_a_number_is_never_kept_over_one_that_is():
-    heights = iter(torch.tensor([[math.nan, 0.0], [-5.0, math.nan]]))
+    heights = iter(torch.tensor([[math.nan, 0.0, math.nan], [-5.0, math.nan, math.nan]]))
     seen = []
 
     def height(at, rows):
         seen.append(at.clone())
         return next(heights)
 
-    found = climb(no_slope, torch.full((2, 3), 0.5), eps=0.3, step=0, steps=1, restarts=2, height=height)
-    assert torch.equal(found, torch.stack([seen[1][0], seen[0][1]]))
+    how = {"eps": 0.3, "step": 0, "steps": 1, "random_start": True, "restarts": 2}
+    found = climb(no_slope, torch.full((3, 3), 0.5), height=height, **how)
+    assert torch.equal(found, torch.stack([seen[1][0], seen[0][1], seen[0][2]]))
 
 
 def test_one_run_alone_is_not_judged():
