@@ -44,7 +44,8 @@ class SmoothAdvPGD(SmoothedAttack):
             as in the paper.
         objective: The loss: ``"log-mean-softmax"``, the paper's; ``"mean-cross-entropy"`` or ``"mean-logits"``.
         gradient: ``"backprop"``, or estimated from the probabilities alone, for a model without a gradient and at
-            least 2 draws of Gaussian noise: ``"stein"``, the paper's, or ``"centred-stein"``, which is less noisy.
+            least 2 draws of Gaussian noise: ``"stein"``, the paper's, or ``"centred-stein"``, which is less noisy; an
+            even number of antithetic draws is centred anyway.
         random_start: Whether the first run starts uniformly at random in the ball, and not at the image.
         restarts: Number of runs, the later ones from random starts; for each image the strongest result is kept, as
             judged by draws that no step has seen.

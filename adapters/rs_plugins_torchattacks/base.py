@@ -36,7 +36,7 @@ class SmoothedAttack(Attack):
 
     Args:
         model: (n, *input) to logits (n, classes), or a `SmoothedModel`.
-        settings: Those that all attacks have, `antithetic` … `sigma` below, and the subclass's own.
+        settings: Those below, which all attacks have, and the subclass's own.
 
     Attributes:
         sigma: Standard deviation of the noise, in pixels. None: that of a `SmoothedModel`, `DEFAULT_SIGMA` otherwise.
