@@ -42,7 +42,9 @@ class SmoothAdvPGD(SmoothedEvasion):
         batch_size: Images attacked at once; changes no result.
         minimal: Whether to look for the smallest perturbation within ``eps`` instead, by DDN; for norm 2 only.
             `success` then says of which images one was found; of the others the image comes back where the search
-            ended, perturbed by at most ``eps``. The search has steps of its own: ``eps_step`` and ``rule`` do nothing
+            ended, perturbed by at most ``eps``. What is smallest for the draws that the attack used lies at their
+            boundary, where other draws, also those of `predict`, say as often that nothing has changed: more
+            ``samples`` make that less so. The search has steps of its own: ``eps_step`` and ``rule`` do nothing
             in it, and ``num_random_init`` and ``early_stop`` are refused.
         sigma: Standard deviation of the noise, in pixels; needed unless the estimator is smoothed, whose own counts.
         samples: Noise draws per step, shared by all images (the paper's m).

@@ -82,6 +82,25 @@ def test_without_labels_arts_abstention_is_no_label():
         assert not np.array_equal(attack.generate(x), attack.generate(x, 0 * labels))
 
 
+class Band(nn.Module):
+    """Says 1 only of images whose mean is almost exactly one half, which under noise it nearly never is."""
+
+    def forward(self, x):
+        margin = 200 * (0.005 - (x.flatten(1).mean(dim=1) - 0.5).abs())
+        return torch.stack([0 * margin, margin, 0 * margin - 9, 0 * margin - 9], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["ours", "art's", "plain"])
+@each_attack
+def test_without_labels_they_are_those_of_the_smoothed_classifier_not_of_the_base_model(attack, kind):
+    make = {"ours": lambda m: SmoothedClassifier(m, 0.25, device_type="cpu"), "art's": lambda m: of_art(model=m)}
+    x = np.full((3, *SHAPE), 0.5, np.float32)
+    assert Band()(torch.tensor(x)).argmax(dim=1).tolist() == [1, 1, 1]
+    made = attack(make.get(kind, plain)(Band()), sigma=0.25, max_iter=3, eps=0.5)
+    assert np.array_equal(made.generate(x), made.generate(x, [0, 0, 0]))
+    assert not np.array_equal(made.generate(x), made.generate(x, [1, 1, 1]))
+
+
 @each_attack
 def test_their_scale_is_read_when_it_is_needed_and_no_other_sigma_is_taken(attack, x, y):
     estimator = of_art()
@@ -194,6 +213,25 @@ def test_a_black_box_without_labels_loses_what_it_predicts(x):
         attack.generate(x[..., :5])
 
 
+class Loud(nn.Module):
+    """Is a little for 0 on most noisy copies, and loudly for 1 on the others, which a vote by probabilities follows."""
+
+    def forward(self, x):
+        loud = (x.flatten(1).mean(dim=1) > 0.51).float()  # of four copies in ten
+        return torch.stack([0.3 * (1 - loud), 9 * loud, -9 + 0 * loud, -9 + 0 * loud], dim=1)
+
+
+def test_the_vote_of_a_black_box_is_a_hard_one():
+    x = np.full((3, *SHAPE), 0.5, np.float32)
+    hard, soft = black_box(Loud(), samples=200), SmoothedClassifier(Loud(), 0.25, samples=200, device_type="cpu")
+    assert (hard.predict(x).argmax(axis=1) == 0).all()
+    assert (soft.predict(x).argmax(axis=1) == 1).all()
+    for estimator, label in ((hard, 0), (soft, 1)):
+        attack = SmoothAdvPGD(estimator, gradient="stein", max_iter=2)
+        assert np.array_equal(attack.generate(x), attack.generate(x, [label] * 3))
+        assert not np.array_equal(attack.generate(x), attack.generate(x, [1 - label] * 3))
+
+
 # ---- models in other types -------------------------------------------------------------------------------------------
 
 
@@ -216,6 +254,19 @@ def test_budget_box_and_mask_hold_whatever_the_model_computes_in(attack, kind, d
     assert np.array_equal(adv[..., 4:], x[..., 4:])
     already = np.zeros(5, bool) if made.success is None else made.success
     assert ((np.abs(delta).max(axis=1) > 1e-3) | already).all()
+
+
+def test_a_result_in_double_precision_is_rounded_towards_the_image():
+    """To the nearest float32 number, many equal pixels would all be rounded out of the ball."""
+    model = nn.Linear(100_000, 2, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1e-5], [-1e-5]]))
+    x, eps = np.full((8, 100_000), 0.5, np.float32), np.linspace(0.5, 1, 8)
+    classifier = SmoothedClassifier(model, 0.25)
+    adv = SmoothAdvPGD(classifier, eps=eps, max_iter=1, samples=2).generate(x, np.zeros(8, int))
+    spent = np.linalg.norm(adv.astype(np.float64) - x, axis=1)
+    assert (spent <= eps * (1 + 1e-6)).all()
+    assert (spent > eps * (1 - 1e-4)).all()
 
 
 # ---- the rest of the contract, for each attack -----------------------------------------------------------------------
@@ -271,6 +322,21 @@ def test_copies_attack_alike(attack, how, x, y):
     assert repr(twin) == repr(made)
     twin.set_params(eps=0.1)
     assert made.eps == 0.3
+
+
+@pytest.mark.parametrize("kind", ["ours", "art's", "plain"])
+@each_attack
+def test_a_model_in_train_mode_is_attacked_in_eval_mode(attack, kind, x):
+    """And chunk bounds the passes of the vote that stands in for labels, too."""
+    make = {"ours": lambda m: SmoothedClassifier(m, 0.25, input_shape=SHAPE), "art's": lambda m: of_art(model=m)}
+    model = Recorder(cnn(3))
+    made = attack(make.get(kind, plain)(model), sigma=0.25, max_iter=3, eps=0.5, chunk=3)
+    expected = made.generate(x)
+    model.batches = []
+    made.estimator.model.train()
+    assert np.array_equal(made.generate(x), expected)
+    assert all(module.training for module in made.estimator.model.modules())
+    assert max(map(len, model.batches)) == 3
 
 
 @each_attack
