@@ -18,7 +18,12 @@ def test_the_python_of_the_readme_runs(capsys):
     assert names["predictions"].shape == names["radii"].shape == (20,)
     assert (names["predictions"] == names["y_test"]).mean() > 0.5
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 20 + 4 + 20
+    attacked = lines.index(next(line for line in lines if line.startswith("turned by")))
+    assert attacked == 2 + 20
+    table = lines[attacked + 1 : -24]
+    assert any(line.startswith("attack success") for line in table)
+    assert [line.split()[0] for line in table[1:5]] == ["correct", "abstained", "wrong", "mean"]
+    lines = [*lines[:attacked], *lines[-24:]]
     proved, resisted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[:2])
     assert 40 <= proved <= resisted + 40 <= 140
     moved = (names["adversarial"] - names["torch"].tensor(names["x_test"])).flatten(1).norm(dim=1)
