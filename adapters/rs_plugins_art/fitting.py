@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
-from rs_plugins.core.training.loop import Objective
+from rs_plugins.core.training.objective import Batch, Draws, Objective
 
 
 def in_eval_mode(objective: Objective) -> Objective:
     """Return ``objective`` for a model whose batch normalisation and dropout stay as in evaluation."""
 
-    def frozen(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return objective(model.eval(), x, y, generator)
+    def frozen(model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        return objective(model.eval(), batch, draws)
 
     return frozen
 

@@ -62,6 +62,19 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter of ``model`` ask for a gradient; afterwards each does as before, also after an exception."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
+
+
 def device_and_dtype(
     model: nn.Module, device: torch.device | str | None = None, name: str = "device"
 ) -> tuple[torch.device, torch.dtype]:

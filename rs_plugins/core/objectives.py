@@ -78,7 +78,7 @@ class _LogMeanSoftmax:
                 leaf = xs.clone().requires_grad_()
                 output = noisy_logits(logits, leaf, part)
                 share = chosen(output, ys).logsumexp(dim=1)
-                slope = _slope(share, leaf)
+                slope = input_gradient(share, leaf)
                 share = share.detach()
                 new = torch.logaddexp(total, share)
                 gradient = weighted(gradient, total - new) + weighted(slope.to(gradient.dtype), share - new)
@@ -108,7 +108,7 @@ class _MeanCrossEntropy:
                 leaf = xs.clone().requires_grad_()
                 output = noisy_logits(logits, leaf, part)
                 share = -chosen(output, ys).sum(dim=1) / len(draws)
-                gradient = gradient + _slope(share, leaf)
+                gradient = gradient + input_gradient(share, leaf)
                 total, votes = total + share.detach(), votes + count_votes(output)
             return Look(total, gradient.to(xs.dtype), votes)
 
@@ -140,7 +140,7 @@ class _MeanLogits:
                 output = noisy_logits(logits, leaf, part)
                 mean = output.detach().mean(dim=1) if mean is None else mean
                 weight = (mean.softmax(dim=1) - one_hot(ys, mean.shape[1])) / len(draws)
-                gradient = gradient + _slope((output * weight.unsqueeze(1)).sum(dim=(1, 2)), leaf)
+                gradient = gradient + input_gradient((output * weight.unsqueeze(1)).sum(dim=(1, 2)), leaf)
                 votes = votes + count_votes(output)
             assert mean is not None
             return Look(cross_entropy(mean, ys, reduction="none"), gradient.to(xs.dtype), votes)
@@ -166,15 +166,21 @@ def objective_named(name: str) -> Objective:
 
 
 def noisy_logits(logits: Logits, x: Tensor, draws: Tensor) -> Tensor:
-    """Return f(x + e_i) for n images and k draws, (n, k, classes), at least in single precision.
+    """Return f(x + e_i) for n images, (n, k, classes), at least in single precision.
+
+    Args:
+        logits: The base classifier, (batch, *input) in pixels to (batch, classes).
+        x: (n, *input), pixels.
+        draws: k draws that all images share, (k, *input), or each image's own, (n, k, *input).
 
     Raises:
         ModelError: If they are no logits.
     """
-    noisy = (x.unsqueeze(1) + draws).flatten(0, 1)
-    output = check_logits(logits(noisy), len(noisy))
+    noisy = x.unsqueeze(1) + draws
+    n, k = noisy.shape[:2]
+    output = check_logits(logits(noisy.flatten(0, 1)), n * k)
     output = output.to(torch.promote_types(output.dtype, torch.float32))
-    return output.reshape(len(x), len(draws), output.shape[1])
+    return output.reshape(n, k, output.shape[1])
 
 
 def log_probabilities(output: Tensor) -> Tensor:
@@ -243,8 +249,8 @@ def chosen(output: Tensor, y: Tensor) -> Tensor:
     return log_probabilities(output)[torch.arange(len(y)), :, y]
 
 
-def _slope(share: Tensor, leaf: Tensor) -> Tensor:
-    """Return the gradient in ``leaf`` (n, *input) of ``share`` (n,).
+def input_gradient(share: Tensor, leaf: Tensor) -> Tensor:
+    """Return the gradient in ``leaf`` (n, *input) of the sum of ``share`` (n,).
 
     Raises:
         ModelError: If there is none.

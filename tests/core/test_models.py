@@ -40,6 +40,19 @@ def test_every_submodule_gets_its_own_mode_back_also_after_an_exception():
     assert [module.training for module in model.modules()] == modes
 
 
+def test_frozen_parameters_ask_for_gradients_again_as_they_did_also_after_an_exception():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    assert sorted(set(before)) == [False, True]
+    with models.frozen(model):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+    with pytest.raises(KeyError), models.frozen(model):
+        raise KeyError
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+
+
 def test_device_and_dtype_come_from_the_model():
     assert models.device_and_dtype(network()) == (torch.device("cpu"), torch.float32)
     assert models.device_and_dtype(network().double()) == (torch.device("cpu"), torch.float64)

@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from rs_plugins.core.objectives import LOG_MEAN_SOFTMAX, MEAN_CROSS_ENTROPY, MEAN_LOGITS, objective_named
+from rs_plugins.core.objectives import (
+    LOG_MEAN_SOFTMAX,
+    MEAN_CROSS_ENTROPY,
+    MEAN_LOGITS,
+    noisy_logits,
+    objective_named,
+)
 from rs_plugins.errors import InputError, ModelError
 
 X = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -206,3 +212,11 @@ def test_objectives_have_names():
     message = "objective: expected one of 'log-mean-softmax', 'mean-cross-entropy', 'mean-logits', got 'margin'"
     with pytest.raises(InputError, match=message):
         objective_named("margin")
+
+
+def test_draws_are_shared_by_all_images_or_each_image_has_its_own():
+    model, own = network(), torch.stack([DRAWS[:3] * (1 + i) for i in range(len(X))])
+    shared, apart = noisy_logits(model, X, DRAWS), noisy_logits(model, X, own)
+    for i, image in enumerate(X):
+        torch.testing.assert_close(shared[i], model(image + DRAWS))
+        torch.testing.assert_close(apart[i], model(image + own[i]))

@@ -1,6 +1,6 @@
 """The training loop; a method is an objective that it minimises."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -10,9 +10,8 @@ from tqdm.auto import tqdm
 from rs_plugins.core.checks import check_count, check_images, check_seed
 from rs_plugins.core.models import device_and_dtype, modes_restored
 from rs_plugins.core.streams import fresh_seed, stream
+from rs_plugins.core.training.objective import Batch, Objective, StreamDraws
 from rs_plugins.errors import InputError, ModelError
-
-Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
 
 
 class Scheduler(Protocol):
@@ -31,6 +30,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     epochs: int,
     batch_size: int = 128,
+    parts: int = 1,
     scheduler: Scheduler | None = None,
     drop_last: bool = False,
     seed: int | None = 0,
@@ -44,10 +44,13 @@ def train(
         model: Trained in place, in train mode.
         x: (n, *input), pixels in [0, 1], moved to the model's device batch by batch.
         y: Labels (n,) or class probabilities (n, classes).
-        objective: Maps (model, images, labels, generator for its noise) to a scalar loss.
-        optimizer: Steps once per batch.
+        objective: Maps (model, batch, source of its noise) to a scalar loss.
+        optimizer: Steps once per part of a batch.
         epochs: Passes over the data.
-        batch_size: Images per step.
+        batch_size: Images per batch.
+        parts: Into how many parts a batch is cut, each with a step of its own. Salman et al. (2019) and those after
+            them take as many as they take noise draws per image, so that a step's noisy images are those of a batch.
+            They leave out the remainder; here the parts are nearly equal and hold every image.
         scheduler: Stepped after each epoch.
         drop_last: Whether to leave out an incomplete last batch.
         seed: Seed of shuffling and noise; None takes one from the operating system.
@@ -59,6 +62,7 @@ def train(
     """
     check_count(epochs, "epochs", least=0)
     check_count(batch_size, "batch_size")
+    check_count(parts, "parts")
     check_images(x)
     if len(x) != len(y) or not len(x):
         raise InputError(f"y: expected one label for each of at least one image, got {len(x)} images, {len(y)} labels")
@@ -66,24 +70,30 @@ def train(
         raise InputError(f"drop_last: nothing is left of {len(x)} images in batches of {batch_size}")
     device, _ = device_and_dtype(model)
     seed = fresh_seed() if seed is None else check_seed(seed)
-    order, noise = stream(seed, "shuffle"), stream(seed, "training noise", device=device)
+    order, draws = stream(seed, "shuffle"), StreamDraws(stream(seed, "training noise", device=device))
     losses: list[float] = []
     with modes_restored(model):
         model.train()
         title = progress if isinstance(progress, str) else "train"
-        for _ in (bar := tqdm(range(epochs), desc=title, unit="epoch", disable=not progress)):
+        for epoch in (bar := tqdm(range(epochs), desc=title, unit="epoch", disable=not progress)):
             batches = torch.randperm(len(x), generator=order).split(batch_size)
             total = seen = 0.0
-            for batch in batches[:-1] if drop_last and len(x) % batch_size else batches:
-                loss = objective(model, x[batch].to(device), y[batch].to(device), noise)
+            for rows in cut(batches[:-1] if drop_last and len(x) % batch_size else batches, parts):
+                loss = objective(model, Batch(x[rows].to(device), y[rows].to(device), epoch), draws)
                 if not bool(loss.isfinite()):
-                    raise ModelError(f"loss: expected a finite value, got {loss.item()} in epoch {len(losses)}")
+                    raise ModelError(f"loss: expected a finite value, got {loss.item()} in epoch {epoch}")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total, seen = total + loss.item() * len(batch), seen + len(batch)
+                total, seen = total + loss.item() * len(rows), seen + len(rows)
             if scheduler is not None:
                 scheduler.step()
             losses.append(total / seen)
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
     return losses
+
+
+def cut(batches: Sequence[Tensor], parts: int) -> Iterator[Tensor]:
+    """Yield each batch (n,) in ``parts`` nearly equal parts, or n where that is less."""
+    for batch in batches:
+        yield from batch.tensor_split(min(parts, len(batch)))

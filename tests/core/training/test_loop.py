@@ -48,9 +48,9 @@ def test_every_image_is_seen_unless_the_remainder_is_dropped():
     def seen(**options):
         images = []
 
-        def objective(model, x, y, generator):
-            images.extend(x[:, 0].tolist())
-            return plain(model, x, y, generator)
+        def objective(model, batch, draws):
+            images.extend(batch.x[:, 0].tolist())
+            return plain(model, batch, draws)
 
         run(objective, epochs=1, **options)
         return sorted(images)
@@ -59,6 +59,49 @@ def test_every_image_is_seen_unless_the_remainder_is_dropped():
     assert seen() == everything
     assert len(seen(drop_last=True)) == 8
     assert len(seen(drop_last=True, batch_size=5)) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"parts": 1}, [4, 4, 2]),
+        ({"parts": 3}, [2, 1, 1, 2, 1, 1, 1, 1]),
+        ({"parts": 3, "drop_last": True}, [2, 1, 1, 2, 1, 1]),
+        ({"parts": 4, "batch_size": 10}, [3, 3, 2, 2]),
+        ({"parts": 20, "batch_size": 10}, [1] * 10),
+    ],
+    ids=repr,
+)
+def test_each_part_of_a_batch_is_a_step_and_holds_nearly_as_many_images(options, sizes):
+    seen, epochs = [], []
+
+    def objective(model, batch, draws):
+        assert len(batch.x) == len(batch.y)
+        seen.append(batch.x[:, 0])
+        epochs.append(batch.epoch)
+        return plain(model, batch, draws)
+
+    steps = []
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: steps.append(model.weight.clone()))
+    train(model, X, Y, objective, optimizer=optimizer, **({"epochs": 2, "batch_size": 4} | options))
+    assert [len(part) for part in seen] == sizes * 2
+    assert epochs == [0] * len(sizes) + [1] * len(sizes)
+    assert len(steps) == 2 * len(sizes)
+    if "drop_last" not in options:
+        assert sorted(torch.cat(seen[: len(sizes)]).tolist()) == sorted(X[:, 0].tolist())
+
+
+def test_parts_are_batches_of_their_own():
+    cut, _ = run(gaussian(0.5), batch_size=10, parts=2)
+    small, _ = run(gaussian(0.5), batch_size=5)
+    assert torch.equal(cut.weight, small.weight)
+
+
+def test_the_mean_loss_weighs_parts_by_their_images():
+    _, losses = run(lambda model, batch, draws: model(batch.x).sum() * 0 + len(batch.x), epochs=1, parts=2)
+    assert losses == [pytest.approx((4 * 2 * 2 + 2 * 1 * 1) / 10)]
 
 
 def test_noise_has_the_right_size_and_is_fresh_each_step():
@@ -117,6 +160,7 @@ def test_progress_is_shown_on_request(capsys):
         ({"drop_last": True, "batch_size": 11}, InputError, "drop_last: nothing is left of 10 images in batches of 11"),
         ({"seed": "x"}, InputError, "seed: expected an integer or None, got 'x'"),
         ({"batch_size": 0}, InputError, "batch_size: expected an integer >= 1, got 0"),
+        ({"parts": 0}, InputError, "parts: expected an integer >= 1, got 0"),
         (
             {"objective": lambda *_: torch.tensor(float("nan"))},
             ModelError,
@@ -128,7 +172,7 @@ def test_progress_is_shown_on_request(capsys):
             "loss: expected a finite value, got inf in epoch 0",
         ),
     ],
-    ids=["epochs", "nothing left", "seed", "batch size", "nan", "inf"],
+    ids=["epochs", "nothing left", "seed", "batch size", "parts", "nan", "inf"],
 )
 def test_bad_settings_are_refused(options, error, message):
     with pytest.raises(error, match=message):
