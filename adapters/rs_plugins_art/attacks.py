@@ -10,14 +10,22 @@ from torch import Tensor
 
 from rs_plugins.core.attacks.norms import L2, LINF, Norm
 from rs_plugins.core.attacks.pgd import Rule
-from rs_plugins.core.attacks.smoothadv import PUBLISHED, GradientName, smooth_adv_ddn, smooth_adv_pgd
+from rs_plugins.core.attacks.smoothadv import (
+    PUBLISHED,
+    PUBLISHED_DDN,
+    GradientName,
+    level_of_each,
+    smooth_adv_ddn,
+    smooth_adv_pgd,
+)
 from rs_plugins.core.checks import check_count, check_flag, check_probability
 from rs_plugins.core.objectives import Logits, ObjectiveName
 from rs_plugins.core.smoothing import NoiseMode
 from rs_plugins.errors import InputError
 from rs_plugins_art.attack_base import SmoothedEvasion, budget, by_image
 
-P = TypeVar("P", bound="SmoothAdvPGD")
+PGD = TypeVar("PGD", bound="SmoothAdvPGD")
+DDN = TypeVar("DDN", bound="SmoothAdvDDN")
 
 
 class SmoothAdvPGD(SmoothedEvasion):
@@ -43,9 +51,10 @@ class SmoothAdvPGD(SmoothedEvasion):
         minimal: Whether to look for the smallest perturbation within ``eps`` instead, by DDN; for norm 2 only.
             `success` then says of which images one was found; of the others the image comes back where the search
             ended, perturbed by at most ``eps``. What is smallest for the draws that the attack used lies at their
-            boundary, where other draws, also those of `predict`, say as often that nothing has changed: more
-            ``samples`` make that less so. The search has steps of its own: ``eps_step`` and ``rule`` do nothing
-            in it, and ``num_random_init`` and ``early_stop`` are refused.
+            boundary, where other draws, also those of `predict`, say as often that nothing has changed; with
+            fresh draws the luckiest of all steps is kept, so that it is more often. More ``samples`` make that less
+            so, and `SmoothAdvDDN` has ``confirm`` against it. The search has steps of its own: ``eps_step`` and
+            ``rule`` do nothing in it, and ``num_random_init`` and ``early_stop`` are refused.
         sigma: Standard deviation of the noise, in pixels; needed unless the estimator is smoothed, whose own counts.
         samples: Noise draws per step, shared by all images (the paper's m).
         noise: ``"fresh"``: a new set of draws at each step. ``"fixed"``: one set for all steps, as in the paper.
@@ -131,7 +140,7 @@ class SmoothAdvPGD(SmoothedEvasion):
         )
 
     @classmethod
-    def published(cls: type[P], estimator: Any = None, **settings: Any) -> P:
+    def published(cls: type[PGD], estimator: Any = None, **settings: Any) -> PGD:
         """Return the attack with the settings of Salman et al. (2019), but for those in ``settings``."""
         return cls(estimator, **{**PUBLISHED, **settings})
 
@@ -184,8 +193,7 @@ class SmoothAdvPGD(SmoothedEvasion):
             budget(self.eps_step, "eps_step")
         if self.rule not in get_args(Rule):
             raise InputError(f"rule: expected one of {', '.join(map(repr, get_args(Rule)))}, got {self.rule!r}")
-        if self.early_stop is not None:
-            check_probability(self.early_stop, "early_stop")
+        level_of_each(self.max_iter * max(1, self.num_random_init), self.early_stop, "early_stop")
         if check_flag(self.minimal, "minimal"):
             self._check_minimal()
 
@@ -222,9 +230,10 @@ class SmoothAdvDDN(SmoothedEvasion):
     """The smallest l2 perturbation found by DDN against a smoothed classifier (Salman et al. 2019, Rony et al. 2019).
 
     After `generate`, `success` says of which images the draws that the attack used saw an adversarial one; fresh draws
-    need not confirm it. Of these the nearest that was seen comes back, the very image that was judged; ``x`` itself if
-    it is adversarial. Of the others the image comes back where the search ended, perturbed by at most ``eps``: not the
-    unchanged image, which would look like a perturbation of length 0.
+    need not confirm it unless ``confirm`` asks for it. Of these the nearest that was seen comes back, the very image
+    that was judged; ``x`` itself if it is adversarial. Of the others the image comes back where the search ended,
+    perturbed by at most ``eps``: not the unchanged image, which would look like a perturbation of length 0. `published`
+    makes the attack of the paper, which is not antithetic.
 
     Args:
         estimator: As for `SmoothAdvPGD`.
@@ -240,10 +249,15 @@ class SmoothAdvDDN(SmoothedEvasion):
         minimal: True, which this attack always is; some of ART's metrics set it.
         sigma: As for `SmoothAdvPGD`.
         samples: Noise draws per step (the paper's m), which also vote; an odd number avoids ties.
-        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step. The
+            luckiest of all steps is then kept, so that without ``confirm`` fewer of the claimed successes hold.
         antithetic: As for `SmoothAdvPGD`.
         objective: As for `SmoothAdvPGD`.
         gradient: As for `SmoothAdvPGD`.
+        confirm: An image counts as adversarial at a step only if also a vote of draws that no step has seen says so,
+            which takes a pass of 100 draws. This is the probability, at most, that `success` is a mistake. The search
+            then ends where the smoothed classifier is clearly fooled. None: the step's draws decide alone, as in the
+            paper.
         chunk: At most this many noisy images per forward pass; chosen by device and size if not given.
         seed: Seed of the draws; with None, each call takes one from the operating system.
         verbose: Whether to show a progress bar.
@@ -255,7 +269,7 @@ class SmoothAdvDDN(SmoothedEvasion):
     """
 
     attack_params = [  # noqa: RUF012  a plain list is what the host reads
-        *("eps", "gamma", "init_norm", "levels"),
+        *("eps", "gamma", "init_norm", "levels", "confirm"),
         *SmoothedEvasion.attack_params,
     ]
 
@@ -263,6 +277,7 @@ class SmoothAdvDDN(SmoothedEvasion):
     gamma: float
     init_norm: Any
     levels: int | None
+    confirm: float | None
 
     def __init__(
         self,
@@ -280,9 +295,10 @@ class SmoothAdvDDN(SmoothedEvasion):
         sigma: float | None = None,
         samples: int = 16,
         noise: NoiseMode = "fixed",
-        antithetic: bool = False,
+        antithetic: bool = True,
         objective: ObjectiveName = "log-mean-softmax",
         gradient: GradientName = "backprop",
+        confirm: float | None = None,
         chunk: int | None = None,
         seed: int | None = 0,
         verbose: bool = False,
@@ -306,10 +322,16 @@ class SmoothAdvDDN(SmoothedEvasion):
             antithetic=antithetic,
             objective=objective,
             gradient=gradient,
+            confirm=confirm,
             chunk=chunk,
             seed=seed,
             verbose=verbose,
         )
+
+    @classmethod
+    def published(cls: type[DDN], estimator: Any = None, **settings: Any) -> DDN:
+        """Return the attack with the settings of Salman et al. (2019), but for those in ``settings``."""
+        return cls(estimator, **{**PUBLISHED_DDN, **settings})
 
     def _budgets(self, images: Tensor) -> dict[str, Tensor | None]:
         limit = None if self.eps is None else by_image(self.eps, images, "eps")
@@ -318,7 +340,9 @@ class SmoothAdvDDN(SmoothedEvasion):
     def _perturb(
         self, logits: Logits, images: Tensor, labels: Tensor, sigma: float, **how: Any
     ) -> tuple[Tensor, Tensor | None]:
-        return smooth_adv_ddn(logits, images, labels, sigma, gamma=self.gamma, levels=self.levels, **how)
+        return smooth_adv_ddn(
+            logits, images, labels, sigma, gamma=self.gamma, levels=self.levels, confirm=self.confirm, **how
+        )
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -329,5 +353,6 @@ class SmoothAdvDDN(SmoothedEvasion):
         check_probability(self.gamma, "gamma")
         if self.levels is not None:
             self.levels = check_count(self.levels, "levels", least=2)
+        level_of_each(self.max_iter + 1, self.confirm, "confirm")
         if not check_flag(self.minimal, "minimal"):
             raise InputError("minimal: expected True, which DDN always is, got False")

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from rs_plugins.core.attacks.norms import L2, LINF, Norm
 from rs_plugins.core.attacks.pgd import Rule
-from rs_plugins.core.attacks.smoothadv import PUBLISHED, GradientName, smooth_adv_ddn, smooth_adv_pgd
+from rs_plugins.core.attacks.smoothadv import (
+    PUBLISHED,
+    PUBLISHED_DDN,
+    GradientName,
+    level_of_each,
+    smooth_adv_ddn,
+    smooth_adv_pgd,
+)
 from rs_plugins.core.checks import check_count, check_flag, check_probability
 from rs_plugins.core.objectives import ObjectiveName
 from rs_plugins.core.smoothing import NoiseMode, SmoothedModel
@@ -15,6 +22,7 @@ from rs_plugins_torchattacks.base import SmoothedAttack
 from rs_plugins_torchattacks.settings import check_choice, check_lengths, with_defaults
 
 PGD = TypeVar("PGD", bound="SmoothAdvPGD")
+DDN = TypeVar("DDN", bound="SmoothAdvDDN")
 
 
 class SmoothAdvPGD(SmoothedAttack):
@@ -136,8 +144,7 @@ class SmoothAdvPGD(SmoothedAttack):
         check_choice(self.rule, Rule, "rule")
         check_flag(self.random_start, "random_start")
         check_count(self.restarts, "restarts")
-        if self.early_stop is not None:
-            check_probability(self.early_stop, "early_stop")
+        level_of_each(self.steps * self.restarts, self.early_stop, "early_stop")
 
     def perturb(self, victim: SmoothedModel, images: Tensor, labels: Tensor) -> Tensor:
         """Return the perturbed ``images`` (n, *input), exactly in [0, 1], within ``eps`` up to rounding."""
@@ -183,12 +190,13 @@ class SmoothAdvDDN(SmoothedAttack):
     """SmoothAdv by DDN (Rony et al. 2019; Salman et al. 2019): the smallest perturbation that fools, in l2.
 
     ``attack.success`` says after each call of which images something adversarial was found. That is by the vote of
-    the attack's own ``samples`` draws, at the edge of which the search ends: fresh draws need not confirm it, so judge
-    by `rs_plugins.evaluate_attack`. An image for which nothing was found does not come back unchanged but where its
-    search ended, perturbed by at most ``max_norm``.
+    the attack's own ``samples`` draws, at the edge of which the search ends: fresh draws need not confirm it unless
+    ``confirm`` asks for it, so judge by `rs_plugins.evaluate_attack`. An image for which nothing was found does not
+    come back unchanged but where its search ended, perturbed by at most ``max_norm``.
 
-    All settings are read at each call. Differences from Salman et al.'s code: box and ``max_norm`` hold for every image
-    that is judged, and what is returned is the very image that was judged.
+    All settings are read at each call. `published` makes the attack of the paper, which is not antithetic. Differences
+    from Salman et al.'s code, there too: box and ``max_norm`` hold for every image that is judged, and what is returned
+    is the very image that was judged.
 
     Args:
         model: (n, *input) to logits (n, classes), or a `SmoothedModel`, which brings its own sigma and noise family.
@@ -201,10 +209,15 @@ class SmoothAdvDDN(SmoothedAttack):
         sigma: Standard deviation of the noise, in pixels. None: that of a `SmoothedModel`, 0.25 for any other model.
         samples: Noise draws per step (the paper's m), which also vote. A tie is no success: an odd number asks for the
             smallest majority, an even one for two votes more than half, which fresh draws confirm more often.
-        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step. The
+            luckiest of all steps is then kept, so that without ``confirm`` fewer of the claimed successes hold.
         antithetic: Whether half of the draws are the other half's negatives.
         objective: The loss: ``"log-mean-softmax"``, the paper's; ``"mean-cross-entropy"`` or ``"mean-logits"``.
         gradient: ``"backprop"``, or, as for `SmoothAdvPGD`, ``"stein"`` or ``"centred-stein"``.
+        confirm: An image counts as adversarial at a step only if also a vote of draws that no step has seen says so,
+            which takes a pass of 100 draws. This is the probability, at most, that `success` is a mistake. The search
+            then ends where the smoothed classifier is clearly fooled. None: the step's draws decide alone, as in the
+            paper.
         chunk: At most this many noisy images per forward pass; chosen by device and size if not given.
         seed: Seed of the draws and of random targets; with None, each call takes one from the operating system.
 
@@ -222,6 +235,7 @@ class SmoothAdvDDN(SmoothedAttack):
     init_norm: float | Tensor
     max_norm: float | Tensor | None
     levels: int | None
+    confirm: float | None
     _success: Tensor | None = None
 
     def __init__(
@@ -236,9 +250,10 @@ class SmoothAdvDDN(SmoothedAttack):
         sigma: float | None = None,
         samples: int = 16,
         noise: NoiseMode = "fixed",
-        antithetic: bool = False,
+        antithetic: bool = True,
         objective: ObjectiveName = "log-mean-softmax",
         gradient: GradientName = "backprop",
+        confirm: float | None = None,
         chunk: int | None = None,
         seed: int | None = 0,
     ) -> None:
@@ -255,15 +270,27 @@ class SmoothAdvDDN(SmoothedAttack):
             antithetic=antithetic,
             objective=objective,
             gradient=gradient,
+            confirm=confirm,
             chunk=chunk,
             seed=seed,
         )
+
+    @classmethod
+    def published(cls: type[DDN], model: nn.Module, *lengths: Any, **settings: Any) -> DDN:
+        """Return the attack with the settings of Salman et al. (2019): fixed noise, not antithetic, not confirmed.
+
+        Args:
+            model: As for the class.
+            lengths: ``steps``, ``gamma``, ``init_norm`` and ``max_norm``, as for the class.
+            settings: Any of the class's by name; these win over the published ones.
+        """
+        return cls(model, *lengths, **{**PUBLISHED_DDN, **settings})
 
     @property
     def success(self) -> Tensor | None:
         """Which images of the last call are adversarial by the vote of the attack's draws, (n,); None before it.
 
-        Also None if the last call raised.
+        With ``confirm``, by draws that no step has seen too. Also None if the last call raised.
         """
         return self._success
 
@@ -281,6 +308,7 @@ class SmoothAdvDDN(SmoothedAttack):
             check_lengths(self.max_norm, "max_norm")
         if self.levels is not None:
             check_count(self.levels, "levels", least=2)
+        level_of_each(self.steps + 1, self.confirm, "confirm")
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return perturbed images for ``inputs`` (n, *input), pixels in [0, 1], and set `success`.
@@ -308,6 +336,7 @@ class SmoothAdvDDN(SmoothedAttack):
             init_norm=self.init_norm,
             max_norm=self.max_norm,
             levels=self.levels,
+            confirm=self.confirm,
             **self.aim(victim),
         )
         with torch.inference_mode(False):  # the caller may want to change it

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rs_plugins.core.attacks.ddn import ddn
-from rs_plugins.core.attacks.smoothadv import fooled, smooth_adv_ddn
+from rs_plugins.core.attacks.smoothadv import PUBLISHED_DDN, fooled, smooth_adv_ddn
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.objectives import count_votes, noisy_logits
 from rs_plugins.core.smoothing import shared_draws
@@ -44,7 +44,7 @@ TARGETS = (Y + 2) % 4
 
 
 def attack(model=None, x=X, y=Y, **how):
-    how = {"sigma": SIGMA, "samples": 9, "steps": 12} | how
+    how = {**PUBLISHED_DDN, "sigma": SIGMA, "samples": 9, "steps": 12} | how
     return smooth_adv_ddn(network() if model is None else model, x, y, **how)
 
 
@@ -262,7 +262,15 @@ def test_bounds_per_image():
 
 @pytest.mark.parametrize("noise", ["fixed", "fresh"])
 @pytest.mark.parametrize(
-    "how", [{}, {"gradient": "centred-stein", "samples": 30}, {"objective": "mean-logits"}], ids=repr
+    "how",
+    [
+        {},
+        {"antithetic": True},
+        {"gradient": "centred-stein", "samples": 30},
+        {"objective": "mean-logits"},
+        {"confirm": 0.1, "steps": 30},
+    ],
+    ids=repr,
 )
 def test_neighbours_order_and_chunk_change_nothing(how, noise):
     whole, success = attack(noise=noise, **how)
@@ -316,6 +324,11 @@ def test_votes_decide_and_a_tie_is_no_success():
         ({"mask": torch.ones(1, 4, 4)}, "mask: expected a boolean tensor, got torch.float32"),
         ({"y": Y[:2]}, r"y: expected one label per image, shape \(6,\), got shape \(2,\)"),
         ({"x": X * 255}, r"x: expected pixels in \[0, 1\], got values from"),
+        ({"confirm": 0}, r"confirm: expected a number in \(0, 1\), got 0"),
+        ({"confirm": 1.0}, r"confirm: expected a number in \(0, 1\), got 1\.0"),
+        ({"confirm": math.nan}, r"confirm: expected a number in \(0, 1\), got nan"),
+        ({"confirm": True}, r"confirm: expected a number in \(0, 1\), got True"),
+        ({"confirm": "often"}, r"confirm: expected a number in \(0, 1\), got 'often'"),
         ({"seed": "x"}, "seed: expected an integer or None, got 'x'"),
     ],
     ids=lambda case: case if isinstance(case, str) else next(iter(case)),

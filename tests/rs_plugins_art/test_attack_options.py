@@ -12,7 +12,7 @@ from art.summary_writer import SummaryWriter
 from torch import nn
 
 from rs_plugins.core.attacks.norms import LINF
-from rs_plugins.core.attacks.smoothadv import PUBLISHED, smooth_adv_ddn, smooth_adv_pgd
+from rs_plugins.core.attacks.smoothadv import PUBLISHED, PUBLISHED_DDN, smooth_adv_ddn, smooth_adv_pgd
 from rs_plugins.errors import InputError
 from rs_plugins_art.attacks import SmoothAdvDDN, SmoothAdvLinfPGD, SmoothAdvPGD
 from rs_plugins_art.classifier import SmoothedClassifier
@@ -115,6 +115,11 @@ def stops_early(run):
     assert sum(run.sizes) != sum(run.default_sizes)
 
 
+def confirmed(run):
+    Core(confirm=0.2)(run)
+    assert sum(run.sizes) > sum(run.default_sizes)
+
+
 SHARED = {
     "targeted": (True, Core(targeted=True)),
     "batch_size": (2, partial(passes_of_at_most, 2 * 4)),
@@ -170,7 +175,8 @@ TABLE = {
             "init_norm": (0.2, Core(init_norm=0.2)),
             "levels": (4, Core(levels=4)),
             "noise": ("fresh", Core(noise="fresh")),
-            "antithetic": (True, Core(antithetic=True)),
+            "antithetic": (False, Core(antithetic=False)),
+            "confirm": (0.2, confirmed),
             "minimal": (False, "minimal: expected True, which DDN always is, got False"),
         },
     ),
@@ -306,15 +312,18 @@ def test_defaults_are_those_of_core(attack):
     assert set(known) - given == {"logits", "x", "y", "sigma", "family", "mask", "watch"}
 
 
-@pytest.mark.parametrize("attack", [SmoothAdvPGD, SmoothAdvLinfPGD])
+PAPERS = {SmoothAdvPGD: PUBLISHED, SmoothAdvLinfPGD: PUBLISHED, SmoothAdvDDN: PUBLISHED_DDN}
+
+
+@pytest.mark.parametrize("attack", PAPERS)
 @each_estimator
 def test_the_settings_of_the_paper_have_a_name(attack, kind):
-    estimator, sigma = ESTIMATORS[kind](SIGMA), SIGMA if kind == "plain" else None
+    estimator, sigma, papers = ESTIMATORS[kind](SIGMA), SIGMA if kind == "plain" else None, PAPERS[attack]
     made = attack.published(estimator, sigma=sigma, **TABLE[attack][0])
     assert type(made) is attack
-    assert {name: getattr(made, name) for name in PUBLISHED} == PUBLISHED
+    assert {name: getattr(made, name) for name in papers} == papers
     adv = made.generate(X.numpy(), Y.numpy())
-    np.testing.assert_allclose(adv, default_run(attack, kind).core(**PUBLISHED), atol=1e-5)
+    np.testing.assert_allclose(adv, default_run(attack, kind).core(**papers), atol=1e-5)
     assert np.abs(adv - default_run(attack, kind).adv).max() > 1e-4
     assert attack.published(estimator, sigma=sigma, noise="fresh").noise == "fresh"
     assert attack.published(classifier=estimator, sigma=sigma).estimator is estimator
@@ -330,6 +339,8 @@ VARIANTS = {
     "SmoothAdvLinfPGD": (SmoothAdvLinfPGD, {"max_iter": 4}),
     "Stein": (SmoothAdvPGD, {"max_iter": 3, "gradient": "centred-stein", "samples": 16}),
     "SmoothAdvDDN": (SmoothAdvDDN, {"max_iter": 6, "eps": 1.0}),
+    "SmoothAdvDDN as published": (SmoothAdvDDN.published, {"max_iter": 6, "eps": 1.0}),
+    "SmoothAdvDDN, confirmed": (SmoothAdvDDN, {"max_iter": 6, "eps": 2.0, "confirm": 0.1}),
 }
 
 

@@ -93,7 +93,8 @@ CASES = [
     Case(SmoothAdvDDN, "levels", None),
     Case(SmoothAdvDDN, "levels", 16),
     Case(SmoothAdvDDN, "noise", "fresh"),
-    Case(SmoothAdvDDN, "antithetic", True),
+    Case(SmoothAdvDDN, "antithetic", False),
+    Case(SmoothAdvDDN, "confirm", 0.1, usual={"max_norm": 3.0}),
 ]
 table = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -63,6 +63,16 @@ def test_the_published_settings(cnn, x, y, kind):
     assert kind.published(cnn).eps == kind(cnn).eps
 
 
+def test_the_published_settings_of_ddn(cnn, x, y):
+    attack = SmoothAdvDDN.published(cnn, 4, 0.1, samples=4, sigma=0.4)
+    assert type(attack) is SmoothAdvDDN
+    assert (attack.noise, attack.antithetic, attack.confirm) == ("fixed", False, None)
+    by_hand = SmoothAdvDDN(cnn, 4, 0.1, noise="fixed", antithetic=False, samples=4, sigma=0.4)
+    assert torch.equal(attack(x, y), by_hand(x, y))
+    assert not torch.equal(attack(x, y), SmoothAdvDDN(cnn, 4, 0.1, samples=4, sigma=0.4)(x, y))
+    assert SmoothAdvDDN.published(cnn, confirm=0.1).confirm == 0.1
+
+
 def test_the_two_norms_have_one_code_and_the_same_settings_but_eps():
     l2, linf = (dict(inspect.signature(kind).parameters) for kind in (SmoothAdvPGD, SmoothAdvLinfPGD))
     assert (l2.pop("eps").default, linf.pop("eps").default) == (1.0, 8 / 255)

@@ -34,6 +34,7 @@ SETTINGS = {
     "defaults": (ATTACKS, {}),
     "fixed": ((SmoothAdvPGD, SmoothAdvLinfPGD), {"noise": "fixed", "rule": "projected"}),
     "fresh": ((SmoothAdvDDN,), {"noise": "fresh", "max_norm": 0.5}),
+    "confirm": ((SmoothAdvDDN,), {"confirm": 0.1}),
     "stein": (ATTACKS, {"gradient": "stein"}),
     "restarts": ((SmoothAdvPGD, SmoothAdvLinfPGD), {"restarts": 2, "random_start": True}),
     "early stop": ((SmoothAdvPGD, SmoothAdvLinfPGD), {"early_stop": 0.1}),
@@ -207,8 +208,8 @@ def test_repr_reads_like_the_call_that_makes_it(cnn, x, y):
     attack(x, y)
     assert repr(attack) == (
         "SmoothAdvDDN(steps=5, gamma=0.05, init_norm=1.0, max_norm=tensor(4, 1, 1, 1), levels=256, sigma=0.25, "
-        "samples=3, noise='fixed', antithetic=False, objective='log-mean-softmax', gradient='backprop', chunk=None, "
-        "seed=0, attack_mode='default', normalization_used=False)"
+        "samples=3, noise='fixed', antithetic=True, objective='log-mean-softmax', gradient='backprop', confirm=None, "
+        "chunk=None, seed=0, attack_mode='default', normalization_used=False)"
     )
     assert repr(SmoothAdvLinfPGD(cnn)).startswith("SmoothAdvLinfPGD(eps=0.03137254901960784, alpha=None, steps=10, ")
 
@@ -237,13 +238,23 @@ OF_PGD = {
     "rule": [("momentum", "one of 'dual-averaging', 'projected'"), (None, "one of 'dual-averaging'")],
     "random_start": [("no", "True or False"), (1, "True or False")],
     "restarts": [(0, "an integer >= 1")],
-    "early_stop": [(0, r"a number in \(0, 1\)"), (1.0, r"a number in \(0, 1\)"), (True, r"a number in \(0, 1\)")],
+    "early_stop": [
+        (0, r"a number in \(0, 1\)"),
+        (1.0, r"a number in \(0, 1\)"),
+        (True, r"a number in \(0, 1\)"),
+        (1e-30, "at least 1.58e-29, the surest that 10 votes"),
+    ],
 }
 OF_DDN = {
     "gamma": [(0, r"a number in \(0, 1\)"), (1, r"a number in \(0, 1\)")],
     "init_norm": [*LENGTH, (0, "finite values > 0"), (torch.tensor([0.1, 0.0]), "finite values > 0")],
     "max_norm": LENGTH,
     "levels": [(1, "an integer >= 2"), (2.5, "an integer >= 2")],
+    "confirm": [
+        (0, r"a number in \(0, 1\)"),
+        (True, r"a number in \(0, 1\)"),
+        (1e-29, "at least 1.59e-28, the surest"),
+    ],
 }
 IMPOSSIBLE = [
     pytest.param(kind, name, value, expected, id=f"{kind.__name__}-{name}={value}")

@@ -15,6 +15,7 @@ from rs_plugins.core.attacks.pgd import Rule, pgd
 from rs_plugins.core.attacks.stein import Stein, stein_for
 from rs_plugins.core.certification import majority
 from rs_plugins.core.checks import check_count, check_flag, check_images, check_labels, check_probability, check_seed
+from rs_plugins.core.confidence import majority_p_value
 from rs_plugins.core.models import check_logits
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
 from rs_plugins.core.objectives import (
@@ -35,9 +36,10 @@ from rs_plugins.errors import InputError
 GradientName = Literal["backprop", "stein", "centred-stein"]
 Watch = Callable[[int, Tensor, Tensor, Tensor], None]
 
-CONFIRMING = 100  # draws that vote on whether an image may stop early
-# Salman et al. (2019), where our defaults differ.
+CONFIRMING = 100  # draws, which no step has seen, that vote on whether the smoothed classifier is fooled
+# Salman et al. (2019), for PGD where our defaults differ, and for DDN.
 PUBLISHED = MappingProxyType({"noise": "fixed", "antithetic": False, "rule": "projected"})
+PUBLISHED_DDN = MappingProxyType({"noise": "fixed", "antithetic": False, "confirm": None})
 
 
 def smooth_adv_pgd(
@@ -117,7 +119,7 @@ def smooth_adv_pgd(
     seed = fresh_seed() if seed is None else check_seed(seed)
     victim = NoisyLoss.checked(logits, sigma, samples, noise, antithetic, family, objective, gradient, seed, chunk)
     votes = check_count(steps, "steps") * check_count(restarts, "restarts")  # at most, on one image
-    level = None if early_stop is None else check_probability(early_stop, "early_stop") / votes
+    level = level_of_each(votes, early_stop, "early_stop")
     sign = -1.0 if targeted else 1.0
 
     def view(current: Tensor, rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -126,8 +128,7 @@ def smooth_adv_pgd(
             watch(number, rows, current, look.gradient)
         there = torch.zeros_like(rows, dtype=torch.bool)
         if level is not None:
-            seems = fooled(look.votes, y[rows], targeted=targeted)
-            there[seems] = victim.confirm(current[seems], y[rows[seems]], number, level, targeted=targeted)
+            there = victim.settled(current, y[rows], number, look.votes, level, targeted=targeted)
         return there, sign * look.gradient
 
     def height(found: Tensor, rows: Tensor) -> Tensor:
@@ -163,12 +164,13 @@ def smooth_adv_ddn(
     levels: int | None = 256,
     samples: int = 16,
     noise: NoiseMode = "fixed",
-    antithetic: bool = False,
+    antithetic: bool = True,
     family: Family = GaussianNoise,
     objective: ObjectiveName = "log-mean-softmax",
     gradient: GradientName = "backprop",
     targeted: bool = False,
     mask: Tensor | None = None,
+    confirm: float | None = None,
     seed: int | None = 0,
     chunk: int | None = None,
     watch: Watch | None = None,
@@ -177,6 +179,7 @@ def smooth_adv_ddn(
 
     The caller puts the model into eval mode. The noise draws are shared by all images, so the result for an image does
     not depend on the others. `rs_plugins.core.attacks.ddn.ddn` says what was repaired, and more about the settings.
+    Those of Salman et al. (2019) are `PUBLISHED_DDN`.
 
     Args:
         logits: The base classifier, (k, *input) in pixels to (k, classes).
@@ -189,21 +192,26 @@ def smooth_adv_ddn(
         max_norm: No perturbation is longer than this, in pixels, a number or one per image; None: no such bound.
         levels: Pixels are rounded to this many levels; None: never.
         samples: Noise draws per step (the paper's m), which also vote; an odd number avoids ties.
-        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step.
+        noise: ``"fixed"``: one set of draws for all steps, as in the paper. ``"fresh"``: a new set at each step. The
+            luckiest of all steps is then kept, so that without ``confirm`` fewer of the claimed successes hold.
         antithetic: As for `smooth_adv_pgd`.
         family: The noise family.
         objective: As for `smooth_adv_pgd`.
         gradient: As for `smooth_adv_pgd`.
         targeted: Whether to make the classifier say ``y`` instead of anything else.
         mask: Which pixels may change, boolean and broadcastable to ``x``; all of them by default.
+        confirm: An image counts as adversarial at a step only if a vote of `CONFIRMING` draws that no step has seen
+            agrees with that of the step's own. This is the probability, at most, that an image is said to be
+            adversarial by mistake, at any of its steps. The search then ends where the smoothed classifier is clearly
+            wrong, not at its boundary. None: the step's own draws decide alone, as in the paper.
         seed: Seed of the draws; None takes one from the operating system.
         chunk: At most this many noisy images per forward pass.
         watch: As for `smooth_adv_pgd`; all images move in every step.
 
     Returns:
         The images (n, *input), detached; and which of them are adversarial by the vote of the draws that the attack
-        used, boolean (n,), which fresh draws need not confirm. An image for which nothing adversarial was seen comes
-        back where the search for it ended, perturbed by at most ``max_norm``.
+        used, boolean (n,), which fresh draws need not confirm unless ``confirm`` asks for it. An image for which
+        nothing adversarial was seen comes back where the search for it ended, perturbed by at most ``max_norm``.
 
     Raises:
         InputError: If an argument has an impossible value.
@@ -213,12 +221,13 @@ def smooth_adv_ddn(
     y = check_labels(y, n=len(x)).to(x.device)
     seed = fresh_seed() if seed is None else check_seed(seed)
     victim = NoisyLoss.checked(logits, sigma, samples, noise, antithetic, family, objective, gradient, seed, chunk)
+    level = level_of_each(check_count(steps, "steps") + 1, confirm, "confirm")
 
     def view(current: Tensor, number: int) -> tuple[Tensor, Tensor]:
         _, slope, votes = victim.look(current, y, number)
         if watch is not None and number < steps:
             watch(number, torch.arange(len(current), device=current.device), current, slope)
-        return fooled(votes, y, targeted=targeted), -slope if targeted else slope
+        return victim.settled(current, y, number, votes, level, targeted=targeted), -slope if targeted else slope
 
     with torch.no_grad():
         return ddn(
@@ -232,6 +241,28 @@ def smooth_adv_ddn(
             mask=mask,
             seed=seed,
         )
+
+
+def level_of_each(votes: int, total: float | None, name: str) -> float | None:
+    """Return how probable a mistake each of ``votes`` votes of `CONFIRMING` draws may be; None if ``total`` is.
+
+    Args:
+        votes: How many there are on one image, at most.
+        total: How probable a mistake may be in any of them.
+        name: What messages call ``total``.
+
+    Raises:
+        InputError: If ``total`` is outside (0, 1), or so small that not even draws that all agree would be enough.
+    """
+    if total is None:
+        return None
+    level, surest = check_probability(total, name) / votes, majority_p_value(CONFIRMING, 0)
+    if level < surest:
+        raise InputError(
+            f"{name}: expected at least {votes * surest:.3g}, the surest that {votes} votes of {CONFIRMING} draws can "
+            f"be, got {total}"
+        )
+    return level
 
 
 def fooled(votes: Tensor, y: Tensor, *, targeted: bool) -> Tensor:
@@ -319,6 +350,26 @@ class NoisyLoss:
     def judge(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss (n,) at ``x`` (n, *input) with labels ``y`` (n,) under draws that belong to no step."""
         return self.objective.loss(self._classifying(y), x, y, self._draws(x, "judge", 0), chunk=self.chunk)
+
+    def settled(
+        self, x: Tensor, y: Tensor, number: int, votes: Tensor, level: float | None, *, targeted: bool
+    ) -> Tensor:
+        """Return whether ``x`` (n, *input) is classified as an attack wants it, (n,): a hasty answer, then a sure one.
+
+        Args:
+            x: The images at step ``number``, (n, *input).
+            y: Labels to get away from, or targets, (n,).
+            number: The step.
+            votes: What the draws of this step say, (n, classes); where they say no, that is the answer.
+            level: Where they say yes, that of `confirm`; None: they decide alone.
+            targeted: Whether ``y`` are targets.
+        """
+        seems = fooled(votes, y, targeted=targeted)
+        if level is None:
+            return seems
+        sure = torch.zeros_like(seems)
+        sure[seems] = self.confirm(x[seems], y[seems], number, level, targeted=targeted)
+        return sure
 
     def confirm(self, x: Tensor, y: Tensor, number: int, level: float, *, targeted: bool) -> Tensor:
         """Return whether `CONFIRMING` draws say that ``x`` (n, *input) is classified as an attack wants it, (n,).
