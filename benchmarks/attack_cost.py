@@ -1,8 +1,10 @@
 """What an attack costs over its own passes, and how much memory.
 
 * time: of an attack, by the time of as many forward and backward passes written by hand, on noisy images that are there
-  already, in batches of the same size. The two take turns; the figure is the median of the ratios.
-* memory: the peak during an attack above what the process held before it, with few draws and with many.
+  already, in batches as ours have them; those of torchattacks choose their own. The two take turns; the figure is the
+  median of the ratios.
+* memory: the peak during an attack above what the process held before it, with few draws and with many, in passes of
+  the same size.
 """
 
 import json
@@ -29,7 +31,7 @@ FEW, MANY = 8, 128  # draws
 TIMED = [
     "SmoothAdvPGD",
     "SmoothAdvPGD.published",
-    "SmoothAdvDDN, max_norm",
+    "SmoothAdvDDN.published, max_norm",
     "torchattacks PGDRSL2",
     "torchattacks EOTPGD",
     "ART PGD on ours",
@@ -69,10 +71,10 @@ def peak(victim_name: str, attack_name: str, samples: int, images: int) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     activate()
     victim, attack = VICTIMS[victim_name](images), (OURS | PEERS)[attack_name]
-    attack(victim.model, victim.x[:1], victim.y[:1], Budget(0.5, 2, 1, 0))
+    attack(victim.model, victim.x[:1], victim.y[:1], Budget(0.5, 2, 1, 0, chunk=FEW * images))
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _kilobytes("VmRSS")
-    attack(victim.model, victim.x, victim.y, Budget(0.5, 2, samples, 0))
+    attack(victim.model, victim.x, victim.y, Budget(0.5, 2, samples, 0, chunk=FEW * images))
     return 1024 * (_kilobytes("VmHWM") - before)
 
 
@@ -109,7 +111,8 @@ def cost(victims: str, images: int, steps: int, samples: int, batch: int, repeat
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     activate()
-    clock, budget, timed, memory = Clock("cpu", 1), Budget(0.5, steps, samples, 1), [], []
+    clock, timed, memory = Clock("cpu", 1), list[dict[str, Any]](), list[dict[str, Any]]()
+    budget = Budget(0.5, steps, samples, 1, chunk=batch)
     for victim_name in victims.split(","):
         victim = VICTIMS[victim_name](images)
         timed += [times(victim, name, (OURS | PEERS)[name], budget, batch, repeats, clock) for name in TIMED]

@@ -36,6 +36,7 @@ JUDGE, CERTIFIER = 1_000_003, 7  # seeds
 ALPHA = 0.001
 METHODS = {"l2": OURS | PEERS, "linf": OURS_LINF | PEERS_LINF}
 ALL_OURS, ALL_PEERS = OURS | OURS_LINF, PEERS | PEERS_LINF
+LEADERS = ("SmoothAdvPGD", "SmoothAdvLinfPGD")  # the defaults, with as many steps and draws as the peers have
 Row = dict[str, Any]
 
 
@@ -46,10 +47,12 @@ class Count:
     """Counts the images that go through a model with their gradient asked for."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.images = model, 0
+        # ART calls the parts of an nn.Sequential one by one, so the model itself would not be noticed.
+        self.entrance = next(module for module in model.modules() if not list(module.children()))
+        self.images = 0
 
     def __enter__(self) -> "Count":
-        self._hook = self.model.register_forward_pre_hook(self._see)
+        self._hook = self.entrance.register_forward_pre_hook(self._see)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,20 +150,18 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def lead(rows: list[Row]) -> str:
-    """Return by how much the strongest of ours is stronger than the strongest peer, image by image."""
+    """Return by how much our default is stronger than the strongest peer, image by image."""
     groups = by(rows, "attack")
     mean = {name: np.mean([row["p(y)"] for row in group], axis=0) for name, group in groups.items()}
-    ours = min((name for name in mean if name in ALL_OURS), key=lambda name: mean[name].mean())
+    (ours,) = (name for name in mean if name in LEADERS)
     peer = min((name for name in mean if name in ALL_PEERS), key=lambda name: mean[name].mean())
     gap = mean[peer] - mean[ours]
     error = gap.std(ddof=1) / math.sqrt(len(gap))
-    spread = max(
-        statistics.stdev([float(np.mean(row["p(y)"])) for row in groups[name]]) if len(groups[name]) > 1 else math.nan
-        for name in (ours, peer)
-    )
+    seeds = [[float(np.mean(row["p(y)"])) for row in groups[name]] for name in (ours, peer)]
+    spread = max(statistics.stdev(means) if len(means) > 1 else math.nan for means in seeds)
     return (
-        f"{ours} leaves p(y) lower than {peer} by {gap.mean():.4f} (standard error over images {error:.4f}, "
-        f"larger spread over seeds of the two {spread:.4f}), on {(gap > 0).mean():.0%} of the images."
+        f"{ours} leaves p(y) lower than {peer} by {gap.mean():.4f}; the larger spread over seeds of the two is "
+        f"{spread:.4f}, the standard error over images {error:.4f}."
     )
 
 
@@ -186,7 +187,9 @@ def markdown(made: dict[str, Any], rows: list[Row]) -> str:
                 lines += ["", lead(group)]
         attacked = [row for row in own if row["eps"]]
         inside, broken = (sum(row[key] for row in attacked) for key in ("inside", "violations"))
-        lines += ["", f"Attacked inside their certified radius: {inside} images; violations: {broken}."]
+        bound = 2 * ALPHA * inside
+        lines += ["", f"Attacked inside their certified radius: {inside} times an image; violations: {broken}. "]
+        lines[-1] += f"Of wrong certificates and wrong predictions, {bound:.1f} at most would be expected."
     return "\n".join(lines) + "\n"
 
 
@@ -223,16 +226,18 @@ def strength(
     if log.exists() and not resume:
         log.unlink()
     out.parent.mkdir(parents=True, exist_ok=True)
+    spent = {"images": images, "steps": steps, "samples": samples, "votes": votes, "certify_votes": certify_votes}
+    if others := [row for row in read_rows(log) if any(row[name] != value for name, value in spent.items())]:
+        raise click.ClickException(f"{log} holds runs of other settings ({others[0]['attack']}); choose another --out")
     for name in victims.split(","):
         victim = VICTIMS[name](images)
-        done = {(row["victim"], row["attack"], row["eps"], row["seed"]) for row in read_rows(log)}
+        done = {(row["attack"], row["eps"], row["seed"]) for row in read_rows(log) if row["victim"] == victim.name}
         within = certified(victim, certify_votes)
-        todo = list(runs(radii.split(","), seeds, steps, samples, within))
-        for (attack, eps, seed), function, budget in tqdm(todo, desc=victim.name):
-            if (victim.name, attack, eps, seed) in done:
-                continue
+        todo = runs(radii.split(","), seeds, steps, samples, within)
+        todo = [run for run in todo if run[0] not in done]
+        for (attack, eps, _), function, budget in tqdm(todo, desc=victim.name):
             row = tried(attack, function, victim, budget, within, votes)
-            row |= {"eps": eps, "votes": votes, "training": victim.training}
+            row |= {"eps": eps, "training": victim.training, **spent}
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     text = markdown(environment("bench_attacks.py", Clock("cpu", threads)), read_rows(log))
