@@ -1,0 +1,141 @@
+"""Methods by name, and the papers' recipes: what they say, and that they can be carried out."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from rs_plugins.core.training.consistency import Consistency
+from rs_plugins.core.training.gaussian import Gaussian
+from rs_plugins.core.training.inner_attacks import PGD
+from rs_plugins.core.training.macer import Macer
+from rs_plugins.core.training.methods import METHODS, make_objective
+from rs_plugins.core.training.presets import PRESETS, SIGMAS, preset
+from rs_plugins.core.training.smoothadv import SmoothAdv
+from rs_plugins.core.training.smoothmix import SmoothMix
+from rs_plugins.core.training.stability import Stability
+from rs_plugins.errors import InputError
+
+# name: objective, parts of a batch
+MNIST = {
+    "gaussian-mnist-0.5": (Gaussian(0.5), 1),
+    "stability-mnist-0.25": (Stability(0.25, lam=2.0), 1),
+    "smoothadv-mnist-1.0": (SmoothAdv(1.0, attack=PGD(eps=0.99609375, steps=10), samples=4, warmup=10), 4),
+    "macer-mnist-0.25": (Macer(0.25, lam=16.0, deferred=30), 1),
+    "macer-mnist-0.5": (Macer(0.5, lam=16.0, deferred=30), 1),
+    "macer-mnist-1.0": (Macer(1.0, lam=6.0, deferred=30), 1),
+    "consistency-mnist-0.25": (Consistency(0.25, lam=10.0, w_ent=0.5, samples=2), 2),
+    "consistency-mnist-0.5": (Consistency(0.5, lam=5.0, w_ent=0.5, samples=2), 2),
+    "consistency-mnist-1.0": (Consistency(1.0, lam=5.0, w_ent=0.5, samples=2), 2),
+    "smoothmix-mnist-0.25": (SmoothMix(0.25, steps=2, w_mix=5.0, mix_step=0, samples=4), 4),
+    "smoothmix-mnist-0.25-w1": (SmoothMix(0.25, steps=3, w_mix=1.0, mix_step=0, samples=4), 4),
+    "smoothmix-mnist-0.5": (SmoothMix(0.5, steps=4, w_mix=5.0, mix_step=0, samples=4), 4),
+    "smoothmix-mnist-0.5-onestep": (SmoothMix(0.5, steps=4, w_mix=5.0, mix_step=1, samples=4), 4),
+    "smoothmix-mnist-1.0-onestep-w1": (SmoothMix(1.0, steps=8, w_mix=1.0, mix_step=1, samples=4), 4),
+}
+CIFAR10 = {
+    "gaussian-cifar10-1.0": (Gaussian(1.0), 1),
+    "smoothadv-cifar10-0.25": (SmoothAdv(0.25, attack=PGD(eps=1.0), samples=4), 4),
+    "smoothadv-cifar10-0.5": (SmoothAdv(0.5, attack=PGD(eps=1.0), samples=8), 8),
+    "smoothadv-cifar10-1.0": (SmoothAdv(1.0, attack=PGD(eps=2.0), samples=2), 2),
+    "consistency-cifar10-0.25": (Consistency(0.25, lam=20.0, w_ent=0.5), 2),
+    "consistency-cifar10-1.0": (Consistency(1.0, lam=10.0, w_ent=0.5), 2),
+    "smoothmix-cifar10-0.25": (SmoothMix(0.25, steps=4, step=0.5, w_mix=5.0, samples=2), 2),
+    "smoothmix-cifar10-0.5-onestep": (SmoothMix(0.5, steps=4, step=1.0, w_mix=5.0, samples=2, mix_step=1), 2),
+    "smoothmix-cifar10-1.0": (SmoothMix(1.0, steps=4, step=2.0, w_mix=5.0, samples=2), 2),
+}
+
+
+@pytest.mark.parametrize("name", MNIST)
+def test_recipes_on_mnist(name):
+    found = preset(name)
+    assert (found.objective(), found.parts) == MNIST[name]
+    assert (found.epochs, found.batch_size, found.lr, found.lr_step, found.architecture) == (90, 256, 0.01, 30, "lenet")
+    assert (found.normalise, found.augment, found.lr_factor) == (False, False, 0.1)
+
+
+@pytest.mark.parametrize("name", CIFAR10)
+def test_recipes_on_cifar10(name):
+    found = preset(name)
+    assert (found.objective(), found.parts) == CIFAR10[name]
+    assert (found.epochs, found.batch_size, found.lr, found.lr_step) == (150, 256, 0.1, 50)
+    assert (found.architecture, found.normalise, found.augment, found.lr_factor) == ("resnet110", True, True, 0.1)
+
+
+def test_every_preset_is_named_after_what_it_is():
+    for name, found in PRESETS.items():
+        method, data, sigma, *_ = name.split("-")
+        assert (method, float(sigma)) == (found.method, found.sigma)
+        assert found.sigma in SIGMAS
+        assert found.architecture == {"mnist": "lenet", "cifar10": "resnet110"}[data]
+        assert type(found.objective()) is METHODS[method]
+        assert found.objective().sigma == found.sigma
+    assert len(PRESETS) == 3 * (5 + 4) + 3 * (3 + 2)
+
+
+def test_presets_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preset("gaussian-mnist-0.5").lr = 1.0
+    with pytest.raises(TypeError):
+        preset("smoothmix-mnist-0.5").options["steps"] = 1
+    with pytest.raises(TypeError):
+        PRESETS["mine"] = preset("gaussian-mnist-0.5")
+
+
+def test_the_optimiser_is_that_of_the_recipe():
+    (group,) = preset("gaussian-mnist-0.5").optimizer(nn.Linear(2, 2)).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.01, 0.9, 1e-4, False)
+    other = dataclasses.replace(preset("gaussian-mnist-0.5"), lr=0.2, momentum=0.5, weight_decay=0.1)
+    (group,) = other.optimizer(nn.Linear(2, 2)).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.2, 0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "drops"),
+    [
+        ("gaussian-mnist-0.5", {}, [30, 60]),
+        ("gaussian-mnist-0.5", {"lr_drop": "reference"}, [31, 61]),
+        ("gaussian-cifar10-0.5", {"lr_drop": "documented"}, [50, 100]),
+        ("gaussian-cifar10-0.5", {"lr_drop": "reference"}, [51, 101]),
+    ],
+)
+def test_the_learning_rate_drops_when_it_should(name, options, drops):
+    found = preset(name)
+    optimizer = found.optimizer(nn.Linear(2, 2))
+    scheduler = found.scheduler(optimizer, **options)
+    rates = []
+    for _ in range(found.epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [epoch for epoch in range(1, found.epochs) if rates[epoch] < rates[epoch - 1]] == drops
+    assert rates[-1] == pytest.approx(found.lr / 100)
+
+
+def test_another_factor_and_the_reference_as_its_code_does_it():
+    """Its scheduler is told the number of the epoch that ends."""
+    found = dataclasses.replace(preset("gaussian-mnist-0.5"), epochs=9, lr_step=3, lr_factor=0.5)
+    optimizer = found.optimizer(nn.Linear(2, 2))
+    scheduler = found.scheduler(optimizer, "reference")
+    for epoch in range(9):
+        theirs = found.lr * 0.5 ** (max(epoch - 1, 0) // 3)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(theirs)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(InputError, match=r"preset: expected one of gaussian-mnist-0\.25, .*; got 'smoothmix'"):
+        preset("smoothmix")
+    with pytest.raises(InputError, match=r"method: expected one of 'consistency', 'gaussian', .*, got 'smooth'"):
+        make_objective("smooth", 0.5)
+    with pytest.raises(InputError, match="step_size: 'smoothmix' has no such option, expected one of family, step, "):
+        make_objective("smoothmix", 0.5, step_size=1.0)
+    with pytest.raises(InputError, match="lr_drop: expected one of 'documented', 'reference', got 'late'"):
+        preset("gaussian-mnist-0.5").scheduler(torch.optim.SGD([torch.zeros(1)]), "late")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_made_by_name(name):
+    assert make_objective(name, 0.25) == METHODS[name](0.25)
