@@ -21,7 +21,7 @@ from rs_plugins.cli.options import (
     range_options,
 )
 from rs_plugins.cli.plain_warnings import plain_warnings
-from rs_plugins.errors import RSPluginsWarning
+from rs_plugins.errors import ResultsError, RSPluginsWarning
 
 if TYPE_CHECKING:
     from rs_plugins.core.attack_job import AttackedImages
@@ -81,7 +81,8 @@ def attack(out: Path, quiet: bool, **options: Any) -> None:
     images with their labels to adversarial.npz, which --data npz:DIR/adversarial.npz reads.
 
     Each finished batch is on disk before the next begins. Stopped at any moment and started again with --resume, the
-    job goes on. It refuses a folder of another attack, model, data set, judge, hardware or version.
+    job goes on. It refuses a folder of another attack, model, data set, judge, hardware or version, and another
+    --batch-size where the attack is not one of ours.
 
     Attacks are those of rs-plugins list, by full name or its last part, and torchattacks.NAME for every attack of that
     package. The smoothed classifier that they are given has fixed noise draws and returns log-probabilities. The judge
@@ -89,14 +90,13 @@ def attack(out: Path, quiet: bool, **options: Any) -> None:
     """
     try:
         with plain_warnings(), plain_model_errors():
-            lines = _run(out, not quiet and sys.stderr.isatty(), **options)
+            _run(out, not quiet and sys.stderr.isatty(), **options)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; {_written(out)}; go on with the same command and --resume", err=True)
         sys.exit(INTERRUPTED)
-    click.echo(lines)
 
 
-def _run(out: Path, progress: bool, **options: Any) -> str:
+def _run(out: Path, progress: bool, **options: Any) -> None:
     from rs_plugins.cli.attacks import parse_attack
     from rs_plugins.core.attack_job import attack_data_set
     from rs_plugins.core.checks import check_count
@@ -119,20 +119,32 @@ def _run(out: Path, progress: bool, **options: Any) -> str:
     settings = {**named.record, "on": options["on"], "samples": options["samples"]}
     found = attack_data_set(
         *(aimed, smoothed, data, out),
-        **{"settings": settings, "selection": selection, "device": device, "progress": progress, **judge},
+        **{
+            "settings": settings,
+            "batches_matter": not named.ours,
+            "selection": selection,
+            "device": device,
+            "progress": progress,
+            **judge,
+        },
     )
+    click.echo(_report(out, options["attack"], found))
     if shown:
-        _draw(out / _PICTURE, found, data, shown)
-    return _report(out, options["attack"], found, with_picture=bool(shown))
+        try:
+            _draw(out / _PICTURE, found, data, shown)
+        except OSError as error:
+            raise ResultsError(
+                f"{out / _PICTURE}: cannot be written ({error.strerror}); the rest is complete"
+            ) from error
+        click.echo(f"  {out / _PICTURE}")
 
 
-def _report(out: Path, name: str, found: "AttackedImages", *, with_picture: bool) -> str:
+def _report(out: Path, name: str, found: "AttackedImages") -> str:
     lines = [f"{name} on {len(found.evaluation)} images\n", f"{found.evaluation}\n"]
     if found.claimed is not None:
         right = int((found.claimed & found.evaluation.success).sum())
         lines.append(f"the attack itself claims {int(found.claimed.sum())} successes, of which {right} are confirmed\n")
-    files = ["adversarial.npz", "evaluation.json", *[_PICTURE] * with_picture]
-    return "\n".join([*lines, *(f"  {out / file}" for file in files)])
+    return "\n".join([*lines, *(f"  {out / file}" for file in ("adversarial.npz", "evaluation.json"))])
 
 
 def _draw(path: Path, found: "AttackedImages", data: "DataSet", most: int) -> None:

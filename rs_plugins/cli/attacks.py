@@ -1,6 +1,7 @@
 """Attacks by name with their options, ``SmoothAdvPGD:eps=0.5,steps=20``, aimed at a smoothed classifier."""
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 HOSTS = ("torchattacks", "art")  # of two attacks of one name the first host's is taken
 _NOT_OPTIONS = ("classifier", "summary_writer")
+_OURS = ("rs_plugins", "rs_plugins_art", "rs_plugins_torchattacks")
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,32 @@ class NamedAttack:
         return callable(getattr(self.make, "generate", None))
 
     @property
+    def ours(self) -> bool:
+        """Whether it is one of ours, whose results do not depend on how images are batched."""
+        return self.make.__module__.partition(".")[0] in _OURS
+
+    @property
     def record(self) -> dict[str, Any]:
-        """What tells this attack from others, as plain data; with the versions of the hosts it is built on."""
+        """What tells this attack from others, as plain data; with the versions of the hosts it is built on.
+
+        Infinite numbers are text in it: JSON has none.
+        """
         roots = {kind.__module__.partition(".")[0] for kind in getattr(self.make, "__mro__", (self.make,))}
         versions = {
             root: getattr(sys.modules.get(root), "__version__", None) for root in sorted(roots - {"rs_plugins"})
         }
         hosts = ", ".join(f"{root} {version}" for root, version in versions.items() if version)
-        return {"attack": self.name, "options": dict(self.options), "host": hosts}
+        return {
+            "attack": self.name,
+            "options": {name: _plain(value) for name, value in self.options.items()},
+            "host": hosts,
+        }
 
     def aimed(self, smoothed: "SmoothedModel", *, base: bool = False) -> Callable[["Tensor", "Tensor"], Any]:
         """Return the attack on ``smoothed``, or on its base classifier: a function of images and labels.
 
         Raises:
-            InputError: If it refuses the model or an option.
+            InputError: If it refuses the model or an option, or is targeted: it would be given true labels as targets.
         """
         if self.of_art and base:
             raise InputError(f"on: {self.name} attacks the smoothed classifier only")
@@ -63,14 +77,18 @@ class NamedAttack:
         if base and "sigma" in _parameters(self.make):
             given.setdefault("sigma", smoothed.sigma)
         try:
-            if self.of_art:
-                return _Generating(self.make(_estimator(smoothed), **given))
-            made: Callable[[Tensor, Tensor], Any] = self.make(smoothed.base if base else smoothed, **given)
+            made = self.make(_estimator(smoothed) if self.of_art else smoothed.base if base else smoothed, **given)
+            if getattr(made, "targeted", False) in (True,) or given.get("targeted") is True:
+                raise InputError(
+                    f"attack: {self.name} is set up as targeted: it would take the true labels for its targets; "
+                    "expected one that moves away from them"
+                )
         except RSPluginsError:
             raise
         except Exception as error:  # somebody else's constructor
             raise InputError(f"attack: {self.name} cannot be set up: {registry.describe(error)}") from error
-        return made
+        aimed: Callable[[Tensor, Tensor], Any] = _Generating(made) if self.of_art else made
+        return aimed
 
 
 def parse_attack(text: str) -> NamedAttack:
@@ -163,6 +181,10 @@ def _number(text: str) -> float:
     """Read a number, also as 8/255."""
     above, slash, below = text.partition("/")
     return float(above) / float(below) if slash else float(above)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _estimator(smoothed: "SmoothedModel") -> Any:

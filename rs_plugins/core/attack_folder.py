@@ -1,7 +1,8 @@
 """The folder in which an attack on a data set keeps its results, each finished batch on disk before the next begins.
 
 ``settings.json`` says what was attacked and how, ``parts`` holds finished batches, ``adversarial.npz`` all of them once
-the attack is complete, ``evaluation.json`` the settings and figures.
+the attack is complete, ``evaluation.json`` the settings and figures. ``.lock`` is locked while a process writes: a file
+of its own, as a lock on one that is replaced holds nobody off.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -24,6 +25,8 @@ from rs_plugins.errors import InputError, ResultsError
 Columns = dict[str, npt.NDArray[Any]]  # of equal length, ``index`` among them, increasing
 
 SETTINGS, PARTS, IMAGES, EVALUATION = "settings.json", "parts", "adversarial.npz", "evaluation.json"
+LOCK = ".lock"
+_OURS = {"format": "rs-plugins attack"}  # by which our settings.json is told from others' files of that name
 
 
 class AttackFolder:
@@ -31,35 +34,45 @@ class AttackFolder:
 
     Args:
         path: The folder; made when the first batch is to be stored.
-        settings: What the results depend on, as plain data.
+        settings: What the results depend on, as plain data: what JSON has, so no infinite numbers.
         resume: Go on with what is there. Without, a folder that holds results is refused.
+        columns: What every batch has, besides ``index``.
 
     Raises:
-        InputError: If the folder could not be made.
-        ResultsError: If it holds results and ``resume`` is not set, or results of other settings.
+        InputError: If the folder could not be made, or ``settings`` are not plain data.
+        ResultsError: If the folder has a ``settings.json`` of somebody else; on entering, if another process is writing
+            it, if it holds results and ``resume`` is not set, or results of other settings.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        columns: Collection[str] = (),
+    ) -> None:
         self.path = Path(path)
-        self._settings: dict[str, Any] = json.loads(record_text(settings))
+        _check_plain(settings)
+        self._settings: dict[str, Any] = json.loads(record_text({**settings, **_OURS}))
+        self._resume = resume
+        self._columns = columns
         self._file: IO[bytes] | None = None
         if not self.path.parent.is_dir():
             raise InputError(f"out: there is no folder {self.path.parent}")
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"out: expected a folder, got {self.path}, which is something else")
-        held = [name for name in (PARTS, IMAGES, EVALUATION) if (self.path / name).exists()]
-        if held and not resume:
-            raise ResultsError(
-                f"{self.path}: it holds {held[0]}; to go on with it use resume (--resume), else choose another folder"
-            )
-        if held:
-            self._compare()
+        if not self._held():
+            self._refuse_others()  # already here: nothing is to be left in such a folder, not even a lock
 
     def __enter__(self) -> "AttackFolder":
-        self._write_settings()
-        self._file = (self.path / SETTINGS).open("rb")
+        with _writing(self.path):
+            self.path.mkdir(exist_ok=True)
+            self._file = (self.path / LOCK).open("ab")
         try:
             lock(self._file, self.path)
+            self._look()
+            self._write_settings()
         except BaseException:
             self._file.close()
             raise
@@ -75,12 +88,20 @@ class AttackFolder:
         """Return the columns of all images that are done, by index; nothing if there are none.
 
         Raises:
-            ResultsError: If a file is damaged.
+            ResultsError: If a file is damaged, or does not have the columns.
         """
-        batches = [_read(file) for file in _files(self.path)]
+        files = _files(self.path)
+        batches = [_read(file, self._columns) for file in files]
         if not batches:
             return {}
         names = set.intersection(*(set(batch) for batch in batches))
+        for file, batch in zip(files, batches, strict=True):
+            for name in sorted(names):
+                rows = [(column.dtype.kind, column.shape[1:]) for column in (batches[0][name], batch[name])]
+                if rows[0] != rows[1]:
+                    raise ResultsError(
+                        f"{file}: expected {name} as in {files[0].name}, got rows of another shape or type"
+                    )
         together = {name: np.concatenate([batch[name] for batch in batches]) for name in sorted(names)}
         _, first = np.unique(together["index"], return_index=True)  # killed between the last two steps of `finish`
         return {name: column[first] for name, column in together.items()}
@@ -105,22 +126,41 @@ class AttackFolder:
         write_whole(self.path / EVALUATION, (json.dumps(evaluation, allow_nan=False) + "\n").encode())
         shutil.rmtree(self.path / PARTS, ignore_errors=True)
 
-    def _compare(self) -> None:
-        place = self.path / SETTINGS
-        try:
-            earlier = json.loads(place.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            earlier = None
-        if not isinstance(earlier, dict):
+    def _held(self) -> list[str]:
+        return [name for name in (PARTS, IMAGES, EVALUATION) if (self.path / name).exists()]
+
+    def _look(self) -> None:
+        """Refuse a folder that is not for this run."""
+        held = self._held()
+        if not held:
+            self._refuse_others()
+            return
+        if not self._resume:
+            raise ResultsError(
+                f"{self.path}: it holds {held[0]}; to go on with it use resume (--resume), else choose another folder"
+            )
+        earlier = self._earlier()
+        if earlier is None:
             raise ResultsError(
                 f"{self.path}: cannot go on: {SETTINGS}, which says what it was made with, is missing or damaged"
             )
         if difference := changes(earlier, self._settings):
             raise ResultsError(f"{self.path}: begun by another run ({difference}); choose another folder")
 
+    def _refuse_others(self) -> None:
+        place = self.path / SETTINGS
+        if place.exists() and self._earlier() is None:
+            raise ResultsError(f"{place}: not written by an attack of rs-plugins; choose another folder")
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """Return the settings in the folder; None if there are none of ours."""
+        try:
+            found = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and _OURS.items() <= found.items() else None
+
     def _write_settings(self) -> None:
-        with _writing(self.path):
-            self.path.mkdir(exist_ok=True)
         place, content = self.path / SETTINGS, record_text(self._settings)
         if not place.is_file() or place.read_bytes() != content:  # of a run that stored nothing
             write_whole(place, content)
@@ -130,7 +170,7 @@ def count_done(path: Path) -> int:
     """Return how many images the folder ``path`` holds results of.
 
     Raises:
-        ResultsError: If a file is damaged.
+        ResultsError: If a file is damaged, or has no ``index``.
     """
     return len({index for file in _files(path) for index in _read(file)["index"].tolist()})
 
@@ -145,12 +185,40 @@ def _archive(columns: Columns) -> bytes:
     return file.getvalue()
 
 
-def _read(file: Path) -> Columns:
+def _read(file: Path, columns: Collection[str] = ()) -> Columns:
+    """Return what ``file`` holds.
+
+    Raises:
+        ResultsError: If it is damaged, or has not all of ``columns`` and ``index``, a row per image in each.
+    """
     try:
         with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            batch = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ResultsError(f"{file}: expected an archive of plain arrays, got {error}") from None
+    if missing := [name for name in ("index", *columns) if name not in batch]:
+        raise ResultsError(f"{file}: expected a column {missing[0]}, got {', '.join(batch) or 'none'}")
+    index = batch["index"]
+    if index.ndim != 1 or index.dtype.kind not in "iu":
+        raise ResultsError(f"{file}: expected whole numbers as index, got {index.dtype} of shape {index.shape}")
+    for name, column in batch.items():
+        if column.shape[:1] != index.shape:
+            raise ResultsError(f"{file}: expected {len(index)} rows, as index has, got {name} of shape {column.shape}")
+    return batch
+
+
+def _check_plain(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if not _is_plain(value):
+            raise InputError(f"settings: expected plain data without infinite numbers, got {name}={value!r}")
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -30,6 +30,8 @@ from rs_plugins.errors import InputError, PluginError, ResultsError, RSPluginsEr
 
 Attack = Callable[[Tensor, Tensor], Any]  # images (n, *input) and labels (n,) → images; may have ``success``, (n,)
 
+_COLUMNS = ("images", "labels", "counts_before", "counts_after", "l2", "linf")  # ``claimed`` not by all attacks
+
 
 @dataclass(frozen=True, eq=False)
 class AttackedImages:
@@ -55,6 +57,7 @@ def attack_data_set(
     settings: Mapping[str, Any],
     selection: Selection | None = None,
     batch_size: int = 64,
+    batches_matter: bool = True,
     n: int = 10_000,
     alpha: float = 0.001,
     confidence: float = 0.95,
@@ -75,9 +78,12 @@ def attack_data_set(
         data: The images with their labels, as `open_data_set` returns them, or the text that it takes.
         folder: Where results are kept (`rs_plugins.core.attack_folder`); ``adversarial.npz`` in it can be opened as a
             data set again.
-        settings: What makes the attack what it is, as plain data: its name and options.
+        settings: What makes the attack what it is, as plain data without infinite numbers: its name and options.
         selection: Which images; all by default. Other images can be added to a folder later.
         batch_size: Images attacked at once.
+        batches_matter: Whether what ``attack`` finds for an image may depend on the images beside it, as it does where
+            it draws from the global generators. Then a folder is gone on with at the same ``batch_size`` only. Our
+            attacks do not depend on it.
         n: Votes an image of the judge, before and after each.
         alpha: Level of PREDICT.
         confidence: Of the intervals over images.
@@ -91,7 +97,8 @@ def attack_data_set(
         InputError: If an argument has an impossible value.
         ModelError: If the model cannot be run on the images, or gives fewer classes than there are labels.
         PluginError: If ``attack`` raises anything else.
-        ResultsError: If ``folder`` holds results of another attack, model, data set or judge, or of other images.
+        ResultsError: If ``folder`` holds results of another attack, model, data set or judge, or of other images, or
+            files that are not ours; if another process is writing it.
     """
     size, data = check_count(batch_size, "batch_size"), as_data_set(data)
     check_votes(n, alpha)
@@ -101,8 +108,9 @@ def attack_data_set(
     home, dtype = device_and_dtype(smoothed.base, device)
     check_classes(probe(smoothed.base, data.read(positions[:1]).to(home, dtype)), data)
     judge = {"n": n, "alpha": alpha, "seed": check_seed(seed)}
-    made_with = {**settings, **judge, **_provenance(smoothed, home), **data.identity}
-    with AttackFolder(folder, made_with, resume=resume) as kept:
+    batches = {"batch_size": size} if batches_matter else {}
+    made_with = {**settings, **batches, **judge, **_provenance(smoothed, home), **data.identity}
+    with AttackFolder(folder, made_with, resume=resume, columns=_COLUMNS) as kept:
         done = set(_indices(kept.read(), positions, kept.path))
         left = [position for position in positions if position not in done]
         with tqdm(total=len(positions), initial=len(done), desc="attack", unit="image", disable=not progress) as bar:

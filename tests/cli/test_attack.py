@@ -170,6 +170,19 @@ def test_arts_attack():
 
 
 @pytest.mark.usefixtures("folder")
+def test_an_infinite_option_is_text_in_the_record():
+    command = [*shlex.split(COMMAND), "--attack", "art.SmoothAdvPGD:eps=1/2,norm=inf,max_iter=2,samples=2"]
+    result = CliRunner().invoke(main, [*command, "--stop", "2"])
+    assert result.exit_code == 0, result.output
+    options = {"eps": 0.5, "norm": "inf", "max_iter": 2, "samples": 2}
+    assert written()["made_with"]["options"] == options
+    assert json.loads(Path("out/settings.json").read_text(), parse_constant=pytest.fail)["options"] == options
+    assert written()["images"]["linf"] == pytest.approx([0.5, 0.5], abs=1e-5)
+    result = CliRunner().invoke(main, [*command, "--resume"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_third_partys_attack_and_what_it_claims(site, monkeypatch):
     from rs_plugins import registry
 
@@ -210,6 +223,22 @@ def test_a_folder_is_gone_on_with_on_request():
 
 
 @pytest.mark.usefixtures("folder")
+def test_another_batch_size_goes_on_with_attacks_of_ours_alone():
+    for name, options in {
+        "torchattacks.PGDL2": "steps=1",
+        "SmoothAdvPGD": "steps=1",
+        "art.SmoothAdvPGD": "max_iter=1",
+    }.items():
+        more = ["--attack", f"{name}:{options}", "--out", name]
+        assert invoke(COMMAND, *more, "--stop", "2").exit_code == 0
+        result = invoke(COMMAND, *more, "--stop", "4", "--resume", "--batch-size", "2")
+        if name == "torchattacks.PGDL2":
+            assert f"Error: {name}: begun by another run (batch_size: 64 -> 2); choose another folder" in result.output
+            result = invoke(COMMAND, *more, "--stop", "4", "--resume")
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -224,6 +253,7 @@ def test_a_folder_is_gone_on_with_on_request():
         ),
         (["--attack", "art.SmoothAdvPGD", "--on", "base"], "on: art.SmoothAdvPGD attacks the smoothed classifier only"),
         (["--attack", "art.SmoothAdvPGD:norm=1"], "norm: expected "),
+        (["--attack", "art.SmoothAdvPGD:targeted=true"], "attack: art.SmoothAdvPGD is set up as targeted: it would"),
         (["--samples", "0"], "samples: expected an integer >= 1, got 0"),
         (["--pictures", "-1"], "pictures: expected an integer >= 0, got -1"),
         (["--batch-size", "0"], "batch_size: expected an integer >= 1, got 0"),
@@ -281,6 +311,18 @@ def test_no_picture_on_request():
     result = invoke(COMMAND, "--stop", "1", "--pictures", "0")
     assert (result.exit_code, result.stderr) == (0, "")
     assert not Path("out/attack.png").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_table_is_shown_though_the_picture_cannot_be_written():
+    Path("out/attack.png").mkdir(parents=True)
+    result = invoke(COMMAND, "--stop", "2")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("SmoothAdvPGD:eps=0.5,steps=3,samples=4 on 2 images\n\n")
+    assert result.stdout.endswith("\n\n  out/adversarial.npz\n  out/evaluation.json\n")
+    assert result.stderr == "Error: out/attack.png: cannot be written (Is a directory); the rest is complete\n"
+    Path("out/attack.png").rmdir()
+    assert invoke(COMMAND, "--stop", "2", "--resume").stdout == result.stdout + "  out/attack.png\n"
 
 
 @pytest.mark.usefixtures("folder")

@@ -25,7 +25,8 @@ THIRD_PARTY = """
 @hookimpl
 def rs_plugins_components():
     return [Component("attack", "theirs.Shift", "shift:Shift"), Component("attack", "Bare", "shift:bare"),
-            Component("attack", "theirs.SmoothAdvPGD", "shift:Shift")]
+            Component("attack", "theirs.SmoothAdvPGD", "shift:Shift"), Component("attack", "Aims", "shift:Aims"),
+            Component("attack", "Secret", "shift:Secret")]
 """
 SHIFT = """
 from typing import TYPE_CHECKING
@@ -36,6 +37,15 @@ class Shift:
         self.model, self.given = model, (by, often, clip, how, seed)
     def __call__(self, images, labels):
         return images
+class Aims:
+    def __init__(self, model, goal: str = "none"):
+        self.targeted = goal == "label"
+    def __call__(self, images, labels):
+        return images
+class Secret(Aims):
+    def __init__(self, model, targeted=False):
+        pass
+    targeted = "no"
 def bare(model, eps: float = 1.0, start: int | None = None, **more):
     return lambda images, labels: (model, eps, start, more)
 """
@@ -115,7 +125,7 @@ def test_any_option_where_the_attack_takes_any(smoothed):
     assert named.aimed(smoothed)(None, None) == (smoothed, 2.0, None, {"colour": "red"})
 
 
-KNOWN = "Bare, art.SmoothAdvPGD, theirs.Shift, theirs.SmoothAdvPGD, torchattacks.SmoothAdvPGD"
+KNOWN = "Aims, Bare, Secret, art.SmoothAdvPGD, theirs.Shift, theirs.SmoothAdvPGD, torchattacks.SmoothAdvPGD"
 
 
 @pytest.mark.parametrize(
@@ -203,3 +213,34 @@ def test_the_record_tells_attacks_apart():
     }
     assert parse_attack("SmoothAdvPGD").record["host"] == f"torchattacks {torchattacks.__version__}"
     assert parse_attack("art.SmoothAdvPGD").record["host"].startswith("art 1.")
+
+
+@pytest.mark.parametrize("text", ["art.SmoothAdvPGD:targeted=true", "Aims:goal=label", "Secret:targeted=true"])
+@pytest.mark.usefixtures("plugins")
+def test_targeted_attacks_are_refused(smoothed, text):
+    name = text.partition(":")[0]
+    message = f"attack: {name} is set up as targeted: it would take the true labels for its targets; expected one that"
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse_attack(text).aimed(smoothed)
+
+
+@pytest.mark.parametrize("text", ["art.SmoothAdvPGD:targeted=false", "Aims", "Secret", "torchattacks.PGD"])
+@pytest.mark.usefixtures("plugins")
+def test_others_are_not(smoothed, text):
+    assert callable(parse_attack(text).aimed(smoothed))
+
+
+@pytest.mark.usefixtures("plugins")
+def test_infinite_numbers_are_text_in_the_record():
+    named = parse_attack("Bare:eps=inf,low=-inf,none=nan,start=3")
+    assert named.options["eps"] == float("inf")
+    assert named.record["options"] == {"eps": "inf", "low": "-inf", "none": "nan", "start": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [("SmoothAdvPGD", True), ("art.SmoothAdvPGD", True), ("torchattacks.PGD", False), ("Aims", False), ("Bare", False)],
+)
+@pytest.mark.usefixtures("plugins")
+def test_whether_an_attack_is_one_of_ours(text, ours):
+    assert parse_attack(text).ours == ours

@@ -80,7 +80,9 @@ def test_it_is_the_evaluation_of_all_images_at_once(smoothed, out):
     assert {**SETTINGS, "n": 100, "alpha": 0.01, "seed": 3, "sigma": 0.25, "data": "test"}.items() <= written[
         "made_with"
     ].items()
-    assert sorted(file.name for file in out.iterdir()) == ["adversarial.npz", "evaluation.json", "settings.json"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        *(".lock", "adversarial.npz", "evaluation.json", "settings.json")
+    ]
 
 
 @pytest.mark.parametrize("shape", [(10, 1, 3, 3), (10, 3, 5, 4)])
@@ -99,9 +101,9 @@ def test_the_images_can_be_opened_as_a_data_set(out, shape):
 
 
 def test_stopped_and_gone_on_with_it_is_the_same(smoothed, out, tmp_path):
-    whole = job(darken, smoothed, tmp_path / "whole")
+    whole = job(darken, smoothed, tmp_path / "whole", batches_matter=False)
     with pytest.raises(KeyboardInterrupt):
-        job(stopped_after(2), smoothed, out)
+        job(stopped_after(2), smoothed, out, batches_matter=False)
     assert sorted(file.name for file in (out / "parts").iterdir()) == ["0000000000.npz", "0000000004.npz"]
     asked = []
 
@@ -109,13 +111,39 @@ def test_stopped_and_gone_on_with_it_is_the_same(smoothed, out, tmp_path):
         asked.append(len(images))
         return darken(images, labels)
 
-    resumed = job(rest, smoothed, out, resume=True, batch_size=1)
+    resumed = job(rest, smoothed, out, resume=True, batch_size=1, batches_matter=False)
     assert asked == [1, 1]
     assert same(resumed, whole)
     for name in ("evaluation.json", "adversarial.npz"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    again = job(stopped_after(0), smoothed, out, resume=True)  # there is nothing left to do
+    again = job(stopped_after(0), smoothed, out, resume=True, batches_matter=False)  # there is nothing left to do
     assert same(again, whole)
+
+
+@pytest.mark.parametrize("matter", [{}, {"batches_matter": True}])
+def test_another_batch_size_is_another_run_where_batches_matter(smoothed, out, matter):
+    with pytest.raises(KeyboardInterrupt):
+        job(stopped_after(1), smoothed, out, **matter)
+    with pytest.raises(ResultsError, match=r"begun by another run \(batch_size: 4 -> 2\)"):
+        job(darken, smoothed, out, resume=True, batch_size=2, **matter)
+    assert len(job(darken, smoothed, out, resume=True, **matter).images) == 10
+    assert json.loads((out / "evaluation.json").read_text())["made_with"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize("column", ["images", "labels", "counts_before", "counts_after", "l2", "linf", "index"])
+def test_a_file_without_a_column_is_named(smoothed, out, column):
+    job(darken, smoothed, out)
+    with np.load(out / "adversarial.npz") as archive:
+        rest = {name: archive[name] for name in archive.files if name != column}
+    np.savez(out / "adversarial.npz", **rest)
+    with pytest.raises(ResultsError, match=rf"adversarial\.npz: expected a column {column}, got "):
+        job(stopped_after(0), smoothed, out, resume=True)
+
+
+def test_settings_that_are_not_plain_are_refused_before_the_work(smoothed, out):
+    with pytest.raises(InputError, match="settings: expected plain data without infinite numbers, got norm=inf"):
+        job(stopped_after(0), smoothed, out, settings={"norm": float("inf")})
+    assert not out.exists()
 
 
 def test_a_later_stop_adds_images(smoothed, out, tmp_path):
