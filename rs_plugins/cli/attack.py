@@ -134,7 +134,7 @@ def _run(out: Path, progress: bool, **options: Any) -> None:
             _draw(out / _PICTURE, found, data, shown)
         except OSError as error:
             raise ResultsError(
-                f"{out / _PICTURE}: cannot be written ({error.strerror}); the rest is complete"
+                f"{out / _PICTURE}: cannot be written ({error.strerror or error}); the rest is complete"
             ) from error
         click.echo(f"  {out / _PICTURE}")
 
