@@ -69,8 +69,7 @@ class Macer(Method):
         """
         top, labels = (self.inv_temp * output).softmax(dim=-1).mean(dim=1).topk(2, dim=1)
         with torch.no_grad():
-            xi = gap(top)
-            counted = (labels[:, 0] == y) & xi.isfinite() & (xi <= self.margin)
+            counted = (labels[:, 0] == y) & (gap(top) <= self.margin)  # which is no for infinity and NaN
         # Chosen before Φ⁻¹: an infinite one that is masked afterwards still has a gradient, NaN.
         return (self.margin - gap(top[counted])).sum() * self.sigma / 2
 
