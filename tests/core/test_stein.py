@@ -1,3 +1,4 @@
+from decimal import Decimal, localcontext
 from itertools import product
 
 import numpy as np
@@ -129,6 +130,58 @@ def test_probabilities_too_small_for_floats_still_have_a_direction(centred):
     assert (loss > 100).all()
     assert gradient.isfinite().all()
     assert (gradient.flatten(1).norm(dim=1) > 1e-3).all()
+
+
+def by_decimals(centred, logits, draws):
+    """The gradient of one image by the formula as it stands, in a hundred digits, of float64 logits (m, classes)."""
+    with localcontext(prec=100):
+        m, e = len(draws), [[Decimal(v) for v in draw] for draw in draws.double().flatten(1).tolist()]
+        powers = [[Decimal(v).exp() for v in row] for row in logits.tolist()]
+        F = [row[0] / sum(row) for row in powers]
+        mean = sum(F) / m
+        weights = [(f - mean) * m / (m - 1) if centred else f for f in F]
+        pixels = zip(*e, strict=True)
+        slopes = [-sum(w * v for w, v in zip(weights, pixel, strict=True)) for pixel in pixels]
+        return torch.tensor([float(s / sum(F) / Decimal(SIGMA) ** 2) for s in slopes], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("draws", ["independent", "pairs", "pairs but one"])
+@pytest.mark.parametrize("gap", [8.0, 18.0, 60.0, 0.7, -70.0], ids=repr)
+@either
+def test_it_keeps_its_digits_where_the_classifier_is_sure_and_where_it_is_hopeless(centred, gap, draws):
+    """Of class 0, which is ahead by ``gap``: single precision knows no F between 1 and 1 - 6e-8."""
+    model, y, pairs = network(), torch.zeros(4, dtype=torch.int64), torch.cat([DRAWS, -DRAWS])
+    draws = {"independent": DRAWS, "pairs": pairs, "pairs but one": pairs[:-1]}[draws]
+
+    def logits(at):
+        return model(at) + torch.tensor([gap, 0.0, 0.0])
+
+    found = Stein(SIGMA, centred).look(logits, X, y, draws, chunk=20).gradient.double()
+    double = network().double()
+    for image, slope in zip(X, found, strict=True):
+        with torch.no_grad():
+            z = double((image + draws).double()) + torch.tensor([gap, 0.0, 0.0], dtype=torch.float64)
+        truth = by_decimals(centred, z, draws)
+        assert (slope.flatten() - truth).norm() <= 2e-5 * truth.norm()
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_a_sure_network_is_attacked_in_the_same_way_in_any_batches(antithetic):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
+        model = nn.Sequential(*layers).eval()
+        x, y = torch.rand(24, 1, 8, 8), torch.zeros(24, dtype=torch.int64)
+    with torch.no_grad():
+        model[-1].weight *= 10
+        model[-1].bias[0] += 18
+        assert 1e-9 < 1 - model.double()(x.double()).softmax(1)[:, 0].mean() < 1e-7
+        model.float()
+    how = {"eps": 1.0, "step": 0.25, "samples": 32, "antithetic": antithetic}
+    whole = attack(model, x, y, **how)
+    parts = torch.cat([attack(model, x[i : i + 1], y[i : i + 1], **how) for i in range(24)])
+    assert (whole - x).flatten(1).norm(dim=1).min() > 0.5
+    assert (parts - whole).flatten(1).norm(dim=1).max() < 1e-5
 
 
 def attack(model, x=X, y=Y, **how):
