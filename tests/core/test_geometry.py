@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rs_plugins.core.geometry import highest_l2, l2_norm, normalise_l2, per_image, project_box, project_l2
+from rs_plugins.core.geometry import add_inside, highest_l2, l2_norm, normalise_l2, per_image, project_box, project_l2
 from rs_plugins.errors import InputError
 
 SHAPES = [(3, 5), (2, 1, 4, 4), (4, 3, 2), (1, 2, 2, 2, 2)]
@@ -71,6 +71,42 @@ def test_per_image_accepts_numbers_and_one_per_image(value):
 def test_per_image_refuses(value, message):
     with pytest.raises(InputError, match=message):
         per_image(value, torch.zeros(3, 2, 2), "eps")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+    ids=repr,
+)
+def test_a_radius_is_not_rounded_to_half_precision(dtype, kept):
+    radius = per_image(0.03, torch.zeros(1, 2, dtype=dtype), "eps")
+    assert radius.dtype == kept
+    assert radius.item() == pytest.approx(0.03, rel=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=repr)
+def test_in_half_precision_a_pixel_comes_as_near_as_it_can_and_not_further(dtype):
+    """All pixels there are, against the next number found by looking through them all."""
+    numbers = torch.arange(2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    numbers = numbers[numbers.double() <= 1].double()  # in order
+    source = torch.Generator().manual_seed(0)
+    x = torch.cat([numbers, numbers, numbers[torch.randint(len(numbers), (2000,), generator=source)]])
+    delta = 2 * torch.rand(len(x), generator=source) - 1
+    delta = delta * 10.0 ** -torch.randint(0, 9, (len(x),), generator=source)
+    delta[:5] = torch.tensor([0.0, 1.0, -1.0, 1e-30, 1e-8])
+    found = add_inside(x.to(dtype).unsqueeze(0), delta.unsqueeze(0))[0]
+    assert found.dtype == dtype
+    end = (x.float() + delta).clamp(0, 1).double()
+    below = numbers[torch.searchsorted(numbers, end, right=True) - 1]
+    above = numbers[torch.searchsorted(numbers, end)]
+    expected = torch.where(end >= x, below, above)
+    moved, most = (found.double() - x).abs(), delta.double().abs()
+    assert (moved <= most * (1 + 1e-7)).all()
+    # Where single precision rounds the sum up, and it is a number of half precision, one further back is right.
+    assert ((found.double() - expected).abs() <= (expected - x).abs() * 2**-7).all()
+    assert (found.double() == expected).double().mean() > 0.99
+    assert found.min() >= 0
+    assert found.max() <= 1
 
 
 def highest_by_bisection(slope, x, eps):

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from rs_plugins.core.attacks.pgd import any_direction, check_mask
 from rs_plugins.core.checks import check_count, check_images
-from rs_plugins.core.geometry import add_inside, expand_like, l2_norm, normalise_l2, per_image, project_l2
+from rs_plugins.core.geometry import (
+    add_inside,
+    at_least_single,
+    expand_like,
+    l2_norm,
+    normalise_l2,
+    per_image,
+    project_l2,
+)
 from rs_plugins.errors import InputError
 
 View = Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -49,9 +57,10 @@ def ddn(
         seed: Seed of the direction for images without gradient, which is the same for all.
 
     Returns:
-        The images (n, *input), detached, exactly in [0, 1] where they may change, within ``max_norm`` up to rounding;
-        and which of them were seen to be adversarial, boolean (n,). Of these it is the one nearest to ``x`` that was
-        seen, ``x`` itself if it is adversarial. Of the others it is where the search ended: not the unchanged image.
+        The images (n, *input), detached, exactly in [0, 1] where they may change, within ``max_norm`` up to rounding
+        in single precision; and which of them were seen to be adversarial, boolean (n,). Of these it is the one nearest
+        to ``x`` that was seen, ``x`` itself if it is adversarial. Of the others it is where the search ended: not the
+        unchanged image.
 
     Raises:
         InputError: If an argument has an impossible value.
@@ -67,25 +76,27 @@ def ddn(
         raise InputError(f"init_norm: expected finite values > 0, got {init_norm}")
     x = x.detach().clone()
     free = check_mask(mask, x)
-    limit = expand_like(l2_norm(free * torch.maximum(x, 1 - x)), x)  # the farthest corner of the box
+    wide = x.to(at_least_single(x))
+    limit = expand_like(l2_norm(free * torch.maximum(wide, 1 - wide)), x)  # the farthest corner of the box
     if max_norm is not None:
         limit = torch.minimum(limit, per_image(max_norm, x, "max_norm"))
     norm = torch.minimum(norm, limit)
-    anywhere = any_direction(free, seed).to(x.dtype)
+    anywhere = any_direction(free, seed).to(wide.dtype)
 
     current = torch.where(free, x.clamp(0, 1), x)
     best = current
-    nearest = x.new_full((len(x),), math.inf)
+    nearest = wide.new_full((len(x),), math.inf)
     for number in range(steps + 1):
         bad, direction = view(current, number)
-        distance = l2_norm(current - x)
+        distance = l2_norm(current - wide)
         better = bad & (distance < nearest)
         best = torch.where(expand_like(better, x), current, best)
         nearest = torch.where(better, distance, nearest)
         if number == steps:
             break
-        delta = current - x + _rate(number, steps) * normalise_l2(free * direction, otherwise=anywhere)
-        norm = torch.minimum(limit, norm * (1 + gamma - 2 * gamma * expand_like(bad.to(x.dtype), x)))
+        direction = normalise_l2(free * direction.to(wide.dtype), otherwise=anywhere)
+        delta = current - wide + _rate(number, steps) * direction
+        norm = torch.minimum(limit, norm * (1 + gamma - 2 * gamma * expand_like(bad.to(wide.dtype), x)))
         current = _at_norm(x, delta, norm, limit, free, anywhere, levels)
     found = nearest.isfinite()
     return torch.where(expand_like(found, x), best, current), found
@@ -99,11 +110,14 @@ def _rate(number: int, steps: int) -> float:
 def _at_norm(
     x: Tensor, delta: Tensor, norm: Tensor, limit: Tensor, free: Tensor, anywhere: Tensor, levels: int | None
 ) -> Tensor:
-    """Return ``x`` plus ``delta`` stretched to length ``norm``, on the ``levels``, in the box and within ``limit``."""
+    """Return ``x`` plus ``delta`` stretched to length ``norm``, on the ``levels``, in the box and within ``limit``.
+
+    ``delta`` is at least in single precision, and rounded to the type of ``x`` before its length is judged.
+    """
     image = x + norm * normalise_l2(delta, otherwise=anywhere)
     if levels is not None:
         image = (image * (levels - 1)).round() / (levels - 1)
-    delta = image.clamp(0, 1) - x
-    inside = expand_like(l2_norm(delta * free), x) <= limit
-    image = torch.where(inside, image.clamp(0, 1), add_inside(x, project_l2(delta * free, limit)))
-    return torch.where(free, image, x)
+    image = image.clamp(0, 1)
+    rounded, delta = image.to(x.dtype), (image - x) * free
+    inside = expand_like(l2_norm((rounded - x.to(image.dtype)) * free), x) <= limit
+    return torch.where(free, torch.where(inside, rounded, add_inside(x, project_l2(delta, limit))), x)

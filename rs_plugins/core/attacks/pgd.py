@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rs_plugins.core.attacks.norms import L2, LINF, Norm
 from rs_plugins.core.checks import check_count, check_flag, check_images
-from rs_plugins.core.geometry import add_inside, normalise_l2, per_image, project_box
+from rs_plugins.core.geometry import add_inside, at_least_single, normalise_l2, per_image, project_box
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError
 
@@ -64,7 +64,8 @@ def pgd(
 
     Returns:
         The perturbed images (n, *input), detached: exactly in [0, 1] where they may change, within ``eps`` up to
-        rounding.
+        rounding in single precision. In half precision each pixel is rounded towards that of ``x``, and one that may
+        move by less than the distance to the next number does not move.
 
     Raises:
         InputError: If an argument has an impossible value.
@@ -80,7 +81,7 @@ def pgd(
     step = per_image(step, x, "alpha") if step is not None else eps if rule == "dual-averaging" else 2 * eps / steps
     x = x.detach().clone()
     free = check_mask(mask, x)
-    room = _Room(x, free, eps, step, any_direction(free, seed).to(x.dtype), norm)
+    room = _Room(x, free, eps, step, any_direction(free, seed).to(at_least_single(x)), norm)
     best = _Best(x, height if restarts > 1 else None)
     for run in range(restarts):
         rows = best.left()
@@ -119,7 +120,7 @@ def _never_arriving(ascent: Ascent) -> View:
 
 @dataclass
 class _Room:
-    """Where images may go: ball and box, and the size of steps there.
+    """Where images may go: ball and box, and the size of steps there; perturbations are at least in single precision.
 
     Attributes:
         x: The images, (n, *input).
@@ -146,12 +147,12 @@ class _Room:
 
     def nowhere(self) -> Tensor:
         """Return no perturbation."""
-        return torch.zeros_like(self.x)
+        return torch.zeros_like(self.x, dtype=at_least_single(self.x))
 
     def start(self, source: torch.Generator) -> Tensor:
         """Return a random perturbation."""
         start = self.norm.start(self.free, source)
-        return self.norm.project(project_box(self.eps * start.to(self.x.dtype), self.x), self.eps)
+        return self.norm.project(project_box(self.eps * start.to(self.eps.dtype), self.x), self.eps)
 
     def step_from(self, delta: Tensor, slope: Tensor) -> Tensor:
         """Return ``delta`` and a step along ``slope``, back in ball and box."""
@@ -178,8 +179,7 @@ class _Best:
     def __init__(self, x: Tensor, height: Height | None) -> None:
         self.images, self._height = x.clone(), height
         self._arrived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        exact = torch.promote_types(x.dtype, torch.float32)
-        self._highest = torch.full((len(x),), -torch.inf, dtype=exact, device=x.device)
+        self._highest = torch.full((len(x),), -torch.inf, dtype=at_least_single(x), device=x.device)
 
     def left(self) -> Tensor:
         """Return which images have not arrived, (k,)."""
@@ -204,7 +204,7 @@ def _climb(view: View, room: _Room, rows: Tensor, delta: Tensor, numbers: range,
     whole = room
     for count, number in enumerate(numbers, start=1):
         there, slope = view(room.image(delta), rows[moving], number)
-        slope = slope.detach()
+        slope = slope.detach().to(delta.dtype)
         if bool(there.any()):
             result[moving[there]] = delta[there]
             moving, delta, total, slope = (each[~there] for each in (moving, delta, total, slope))
