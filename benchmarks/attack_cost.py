@@ -33,7 +33,7 @@ TIMED = [
     "SmoothAdvPGD.published",
     "SmoothAdvDDN.published, max_norm",
     "torchattacks PGDRSL2",
-    "torchattacks EOTPGD",
+    "torchattacks EOTPGD, in the linf ball inside",
     "ART PGD on ours",
 ]
 

@@ -142,8 +142,10 @@ def _run(out: Path, progress: bool, **options: Any) -> None:
 def _report(out: Path, name: str, found: "AttackedImages") -> str:
     lines = [f"{name} on {len(found.evaluation)} images\n", f"{found.evaluation}\n"]
     if found.claimed is not None:
-        right = int((found.claimed & found.evaluation.success).sum())
-        lines.append(f"the attack itself claims {int(found.claimed.sum())} successes, of which {right} are confirmed\n")
+        after = found.evaluation.after
+        judged = {"another class": after.wrong, "undecided": after.abstained, "still the label": after.correct}
+        counts = ", ".join(f"{name} {int((found.claimed & flags).sum())}" for name, flags in judged.items())
+        lines.append(f"the attack itself claims {int(found.claimed.sum())} successes; judged: {counts}\n")
     return "\n".join([*lines, *(f"  {out / file}" for file in ("adversarial.npz", "evaluation.json"))])
 
 

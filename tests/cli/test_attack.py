@@ -203,8 +203,10 @@ def test_a_third_partys_attack_and_what_it_claims(site, monkeypatch):
     monkeypatch.setattr(registry, "_DEFAULT", registry.Registry(site.entry_points()))
     result = invoke(COMMAND, "--attack", "Dark:by=0.9")
     assert result.exit_code == 0, result.output
-    confirmed = written()["figures"]["success_rate"]["count"]
-    assert f"\nthe attack itself claims 12 successes, of which {confirmed} are confirmed\n" in result.stdout
+    figures = written()["figures"]
+    wrong, undecided = (figures[f"{name}_after"]["count"] for name in ("wrong", "abstained"))
+    judged = f"another class {wrong}, undecided {undecided}, still the label {12 - wrong - undecided}"
+    assert f"\nthe attack itself claims 12 successes; judged: {judged}\n" in result.stdout
     images = open_data_set("npz:squares.npz").read(range(12)).numpy()[:, 0]
     assert np.allclose(np.load("out/adversarial.npz")["images"], images * 0.9, atol=1e-6)
 

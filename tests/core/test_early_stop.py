@@ -82,7 +82,7 @@ def answers_to_all_outcomes(monkeypatch, n, level, targeted):
     how = {"samples": 1, "mode": "fixed", "antithetic": False, "seed": 0, "chunk": 10**6}
     victim = NoisyLoss(table, GaussianNoise(SIGMA), LOG_MEAN_SOFTMAX, **how)
     zeros = torch.zeros(len(outcomes), dtype=torch.int64)
-    done = victim.confirm(torch.zeros(len(outcomes), 1), zeros, 0, level, targeted=targeted)
+    done = victim.confirm(torch.zeros(len(outcomes), 1), zeros, zeros + 1, 0, level, targeted=targeted)
     return outcomes, done.numpy()
 
 
@@ -100,7 +100,7 @@ def test_the_vote_is_wrong_with_at_most_the_probability_it_is_asked_for(monkeypa
         if (p[0] <= p[1:].max()) if targeted else (p[0] >= p[1:].max()):
             wrong = max(wrong, probability)
     assert level / 20 < wrong <= level
-    sure = [0.95, 0.05, 0.0] if targeted else [0.05, 0.95, 0.0]
+    sure = [0.95, 0.05, 0.0] if targeted else [0.0, 0.55, 0.45]  # two classes may share what the label has lost
     assert multinomial(n, sure).pmf(outcomes)[done].sum() > 0.99
 
 

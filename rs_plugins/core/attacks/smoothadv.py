@@ -28,7 +28,6 @@ from rs_plugins.core.objectives import (
     objective_named,
     over_images,
 )
-from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.core.smoothing import NoiseMode, check_noise_mode, shared_draws
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.errors import InputError
@@ -365,16 +364,18 @@ class NoisyLoss:
             targeted: Whether ``y`` are targets.
         """
         seems = fooled(votes, y, targeted=targeted)
-        if level is None:
+        if level is None or not len(x):
             return seems
-        sure = torch.zeros_like(seems)
-        sure[seems] = self.confirm(x[seems], y[seems], number, level, targeted=targeted)
+        sure, rivals = torch.zeros_like(seems), votes.scatter(1, y.unsqueeze(1), -1).argmax(dim=1)
+        sure[seems] = self.confirm(x[seems], y[seems], rivals[seems], number, level, targeted=targeted)
         return sure
 
-    def confirm(self, x: Tensor, y: Tensor, number: int, level: float, *, targeted: bool) -> Tensor:
+    def confirm(self, x: Tensor, y: Tensor, rivals: Tensor, number: int, level: float, *, targeted: bool) -> Tensor:
         """Return whether `CONFIRMING` draws say that ``x`` (n, *input) is classified as an attack wants it, (n,).
 
-        Where it is not, they say so with probability at most ``level``: no step has seen these draws.
+        Where it is not, they say so with probability at most ``level``: no step has seen these draws. A label is lost
+        as soon as one class beats it: so it is put to the vote against one, of ``rivals`` (n,), chosen before, by the
+        test of PREDICT (Cohen et al. 2019). A target has to beat all others.
         """
         if not len(x):
             return torch.zeros_like(y, dtype=torch.bool)
@@ -385,8 +386,9 @@ class NoisyLoss:
             return reduce(torch.add, (count_votes(noisy_logits(classify, xs, part)) for part in parts))
 
         votes = over_images(count, x, y, draws, self.chunk)
-        answers = torch.from_numpy(majority(votes.cpu().numpy(), level)).to(y.device)
-        return answers == y if targeted else (answers != y) & (answers != ABSTAIN)
+        if not targeted:
+            votes, y = votes.gather(1, torch.stack([y, rivals], dim=1)), torch.ones_like(y)
+        return torch.from_numpy(majority(votes.cpu().numpy(), level)).to(y.device) == y
 
     def _draws(self, x: Tensor, purpose: str, number: int) -> Tensor:
         source = stream(self.seed, purpose, number, device=x.device)
