@@ -116,7 +116,7 @@ def stops_early(run):
 
 
 def confirmed(run):
-    Core(confirm=0.2)(run)
+    Core(confirm=1e-9)(run)
     assert sum(run.sizes) > sum(run.default_sizes)
 
 
@@ -176,7 +176,7 @@ TABLE = {
             "levels": (4, Core(levels=4)),
             "noise": ("fresh", Core(noise="fresh")),
             "antithetic": (False, Core(antithetic=False)),
-            "confirm": (0.2, confirmed),
+            "confirm": (1e-9, confirmed),
             "minimal": (False, "minimal: expected True, which DDN always is, got False"),
         },
     ),
