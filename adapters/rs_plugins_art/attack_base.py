@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from tqdm.auto import tqdm
 
-from rs_plugins.core.attacks.smoothadv import GradientName, NoisyLoss
+from rs_plugins.core.attacks.noisy_loss import GradientName, NoisyLoss
 from rs_plugins.core.checks import check_count, check_flag, check_images, check_positive, check_seed
 from rs_plugins.core.geometry import add_inside
 from rs_plugins.core.models import device_and_dtype, evaluating

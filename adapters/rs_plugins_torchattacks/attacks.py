@@ -5,16 +5,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rs_plugins.core.attacks.noisy_loss import GradientName, level_of_each
 from rs_plugins.core.attacks.norms import L2, LINF, Norm
 from rs_plugins.core.attacks.pgd import Rule
-from rs_plugins.core.attacks.smoothadv import (
-    PUBLISHED,
-    PUBLISHED_DDN,
-    GradientName,
-    level_of_each,
-    smooth_adv_ddn,
-    smooth_adv_pgd,
-)
+from rs_plugins.core.attacks.smoothadv import PUBLISHED, PUBLISHED_DDN, smooth_adv_ddn, smooth_adv_pgd
 from rs_plugins.core.checks import check_count, check_flag, check_probability
 from rs_plugins.core.objectives import ObjectiveName
 from rs_plugins.core.smoothing import NoiseMode, SmoothedModel

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
-from rs_plugins.core.attacks.smoothadv import GradientName, NoisyLoss
+from rs_plugins.core.attacks.noisy_loss import GradientName, NoisyLoss
 from rs_plugins.core.checks import check_count, check_images, check_labels, check_positive
 from rs_plugins.core.models import check_device, check_noiseless, evaluating, probe
 from rs_plugins.core.noise import GaussianNoise

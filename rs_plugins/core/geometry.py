@@ -12,7 +12,7 @@ def expand_like(value: Tensor, reference: Tensor) -> Tensor:
 
 
 def at_least_single(x: Tensor) -> torch.dtype:
-    """Return the type of ``x``, or single precision if that is half: the type in which to reckon with perturbations."""
+    """Return the type of ``x``, or single precision if that is half: that of perturbations and of sums over draws."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

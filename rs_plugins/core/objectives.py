@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from rs_plugins.core.geometry import expand_like
+from rs_plugins.core.geometry import at_least_single, expand_like
 from rs_plugins.core.models import check_logits
 from rs_plugins.core.votes import default_chunk
 from rs_plugins.errors import InputError, ModelError
@@ -73,7 +73,7 @@ class _LogMeanSoftmax:
 
         def one(xs: Tensor, ys: Tensor, parts: Sequence[Tensor]) -> Look:
             total, votes = zeros(xs) - math.inf, ys.new_zeros(1)
-            gradient = torch.zeros_like(xs, dtype=exact(xs))
+            gradient = torch.zeros_like(xs, dtype=at_least_single(xs))
             for part in parts:
                 leaf = xs.clone().requires_grad_()
                 output = noisy_logits(logits, leaf, part)
@@ -103,7 +103,7 @@ class _MeanCrossEntropy:
     def look(self, logits: Logits, x: Tensor, y: Tensor, draws: Tensor, *, chunk: int | None = None) -> Look:
         def one(xs: Tensor, ys: Tensor, parts: Sequence[Tensor]) -> Look:
             total, votes = zeros(xs), ys.new_zeros(1)
-            gradient = torch.zeros_like(xs, dtype=exact(xs))
+            gradient = torch.zeros_like(xs, dtype=at_least_single(xs))
             for part in parts:
                 leaf = xs.clone().requires_grad_()
                 output = noisy_logits(logits, leaf, part)
@@ -134,7 +134,7 @@ class _MeanLogits:
     def look(self, logits: Logits, x: Tensor, y: Tensor, draws: Tensor, *, chunk: int | None = None) -> Look:
         def one(xs: Tensor, ys: Tensor, parts: Sequence[Tensor]) -> Look:
             mean = _mean_logits(logits, xs, parts) if len(parts) > 1 else None
-            gradient, votes = torch.zeros_like(xs, dtype=exact(xs)), ys.new_zeros(1)
+            gradient, votes = torch.zeros_like(xs, dtype=at_least_single(xs)), ys.new_zeros(1)
             for part in parts:
                 leaf = xs.clone().requires_grad_()
                 output = noisy_logits(logits, leaf, part)
@@ -264,12 +264,7 @@ def input_gradient(share: Tensor, leaf: Tensor) -> Tensor:
 
 def zeros(x: Tensor) -> Tensor:
     """Return (n,) zeros for sums over the draws of ``x`` (n, *input)."""
-    return x.new_zeros(len(x), dtype=exact(x))
-
-
-def exact(x: Tensor) -> torch.dtype:
-    """Return the type for sums: that of ``x``, at least single precision."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return x.new_zeros(len(x), dtype=at_least_single(x))
 
 
 def weighted(gradient: Tensor, log_weight: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rs_plugins.core.attacks.ddn import ddn
-from rs_plugins.core.attacks.smoothadv import PUBLISHED_DDN, fooled, smooth_adv_ddn
+from rs_plugins.core.attacks.noisy_loss import fooled
+from rs_plugins.core.attacks.smoothadv import PUBLISHED_DDN, smooth_adv_ddn
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.objectives import count_votes, noisy_logits
 from rs_plugins.core.smoothing import shared_draws

@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy.stats import binom, binomtest
 
-from rs_plugins.core.attacks import smoothadv
-from rs_plugins.core.attacks.smoothadv import CONFIRMING, PUBLISHED_DDN, smooth_adv_ddn, smooth_adv_pgd
+from rs_plugins.core.attacks import noisy_loss
+from rs_plugins.core.attacks.noisy_loss import CONFIRMING
+from rs_plugins.core.attacks.smoothadv import PUBLISHED_DDN, smooth_adv_ddn, smooth_adv_pgd
 from rs_plugins.errors import InputError
 
 SIGMA = 0.25
@@ -98,7 +99,7 @@ def test_each_vote_gets_its_share_of_the_probability(monkeypatch):
         levels.append(level)
         return np.full(len(votes), -1)
 
-    monkeypatch.setattr(smoothadv, "majority", never)
+    monkeypatch.setattr(noisy_loss, "majority", never)
     found, success = attack(y=1 - Y, steps=6, confirm=0.1, max_norm=0.0)
     assert levels == [pytest.approx(0.1 / 7)] * 7
     assert torch.equal(found, X)
@@ -142,7 +143,7 @@ def test_the_norm_shrinks_only_from_images_that_are_confirmed(monkeypatch):
     attack(confirm=0.1, **how)
     lengths = [float((at - X[2:]).norm()) for _, _, at, _ in path]
     assert lengths[3] < lengths[2]
-    monkeypatch.setattr(smoothadv, "majority", lambda votes, level: np.full(len(votes), -1))
+    monkeypatch.setattr(noisy_loss, "majority", lambda votes, level: np.full(len(votes), -1))
     path.clear()
     _, success = attack(confirm=0.1, **how)
     lengths = [float((at - X[2:]).norm()) for _, _, at, _ in path]
@@ -194,7 +195,7 @@ def test_a_probability_that_no_vote_can_reach_is_refused_before_the_model_is_run
 
 
 def test_all_draws_that_agree_are_enough_for_the_smallest_probability_that_is_taken(monkeypatch):
-    monkeypatch.setattr(smoothadv, "CONFIRMING", 4)
+    monkeypatch.setattr(noisy_loss, "CONFIRMING", 4)
     x = torch.full((1, 4), 0.5, dtype=torch.float64)
     x[0, 0] = 0.9
     how = {"x": x, "y": Y[:1], "sigma": 0.01, "steps": 1}

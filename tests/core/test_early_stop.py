@@ -9,10 +9,11 @@ import torch
 from scipy.stats import binom, binomtest, multinomial
 from torch import nn
 
-from rs_plugins.core.attacks import smoothadv
+from rs_plugins.core.attacks import noisy_loss
+from rs_plugins.core.attacks.noisy_loss import CONFIRMING, NoisyLoss
 from rs_plugins.core.attacks.norms import L2, LINF
 from rs_plugins.core.attacks.pgd import pgd
-from rs_plugins.core.attacks.smoothadv import CONFIRMING, PUBLISHED, NoisyLoss, smooth_adv_pgd
+from rs_plugins.core.attacks.smoothadv import PUBLISHED, smooth_adv_pgd
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.objectives import LOG_MEAN_SOFTMAX
 from rs_plugins.errors import InputError
@@ -73,7 +74,7 @@ class Log:
 def answers_to_all_outcomes(monkeypatch, n, level, targeted):
     """All outcomes (k, 3) of n votes on three classes, and whether the vote says that the attack is done; label 0."""
     outcomes = np.array([(a, b, n - a - b) for a, b in product(range(n + 1), repeat=2) if a + b <= n])
-    monkeypatch.setattr(smoothadv, "CONFIRMING", n)
+    monkeypatch.setattr(noisy_loss, "CONFIRMING", n)
 
     def table(noisy):
         classes = np.concatenate([np.repeat([0, 1, 2], counts) for counts in outcomes])
@@ -136,7 +137,7 @@ def test_each_vote_gets_its_share_of_the_probability(monkeypatch, restarts):
         levels.append(level)
         return np.full(len(votes), -1)
 
-    monkeypatch.setattr(smoothadv, "majority", never)
+    monkeypatch.setattr(noisy_loss, "majority", never)
     attack(y=(Y + 1) % 4, restarts=restarts, steps=5, early_stop=0.1, noise="fixed")
     assert len(levels) == 5 * restarts
     assert levels == [pytest.approx(0.1 / (5 * restarts))] * len(levels)
@@ -144,7 +145,7 @@ def test_each_vote_gets_its_share_of_the_probability(monkeypatch, restarts):
 
 @pytest.mark.parametrize("noise", ["fixed", "fresh"])
 def test_votes_are_on_draws_that_no_step_has_seen(monkeypatch, noise):
-    monkeypatch.setattr(smoothadv, "majority", lambda votes, level: np.full(len(votes), -1))
+    monkeypatch.setattr(noisy_loss, "majority", lambda votes, level: np.full(len(votes), -1))
     spy = Spy(lambda x: x.flatten(1)[:, :2] * 0 + torch.tensor([0.0, 1.0]))
     gray, label = torch.full((1, 4), 0.5), torch.tensor([0])
     how = {"noise": noise, "samples": 8, "antithetic": False, "steps": 3, "chunk": 1000, "early_stop": 0.1}

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from rs_plugins.core.checks import check_count
-from rs_plugins.core.geometry import expand_like
+from rs_plugins.core.geometry import at_least_single, expand_like
 from rs_plugins.core.noise import GaussianNoise, Noise
 from rs_plugins.core.objectives import (
     LOG_MEAN_SOFTMAX,
     Logits,
     Look,
     count_votes,
-    exact,
     log_probabilities,
     look_over_images,
     noisy_logits,
@@ -93,7 +92,7 @@ class _Weighted:
 
     def __init__(self, x: Tensor) -> None:
         self.log_total = zeros(x) - math.inf
-        self.mean = torch.zeros_like(x, dtype=exact(x))
+        self.mean = torch.zeros_like(x, dtype=at_least_single(x))
 
     def take(self, log_weights: Tensor, draws: Tensor) -> None:
         """Take in ``draws`` (k, *input) with ``log_weights`` (n, k)."""

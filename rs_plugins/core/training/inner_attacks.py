@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rs_plugins.core.attacks.ddn import ddn
+from rs_plugins.core.attacks.noisy_loss import fooled
 from rs_plugins.core.attacks.pgd import pgd_l2
-from rs_plugins.core.attacks.smoothadv import fooled
 from rs_plugins.core.checks import check_count, check_positive, check_probability
 from rs_plugins.core.geometry import expand_like, l2_norm, project_l2
 from rs_plugins.core.models import evaluating, frozen
