@@ -1,17 +1,28 @@
 """The training loop; a method is an objective that it minimises."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from rs_plugins.core.checks import check_count, check_images, check_seed
-from rs_plugins.core.models import device_and_dtype, modes_restored
+from rs_plugins.core.checks import check_count, check_seed
+from rs_plugins.core.models import modes_restored
 from rs_plugins.core.streams import fresh_seed, stream
-from rs_plugins.core.training.objective import Batch, Objective, StreamDraws
-from rs_plugins.errors import InputError, ModelError
+from rs_plugins.core.training.batches import Batches, Reader, Share, Source, Step, share_of, tensors
+from rs_plugins.core.training.draws import BlockDraws
+from rs_plugins.core.training.fabric import fabric_of
+from rs_plugins.core.training.objective import Batch, Draws, Objective
+from rs_plugins.errors import ModelError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Augmentation = Callable[[Tensor, Draws], Tensor]  # (n, *input) in [0, 1] to the same
 
 
 class Scheduler(Protocol):
@@ -33,6 +44,9 @@ def train(
     parts: int = 1,
     scheduler: Scheduler | None = None,
     drop_last: bool = False,
+    extra: Source | None = None,
+    augment: Augmentation | None = None,
+    first_epoch: int = 0,
     seed: int | None = 0,
     progress: bool | str = False,
 ) -> list[float]:
@@ -44,7 +58,7 @@ def train(
         model: Trained in place, in train mode.
         x: (n, *input), pixels in [0, 1], moved to the model's device batch by batch.
         y: Labels (n,) or class probabilities (n, classes).
-        objective: Maps (model, batch, source of its noise) to a scalar loss.
+        objective: Maps (model, batch, source of its noise) to a scalar loss, a mean over images.
         optimizer: Steps once per part of a batch.
         epochs: Passes over the data.
         batch_size: Images per batch.
@@ -53,6 +67,9 @@ def train(
             They leave out the remainder; here the parts are nearly equal and hold every image.
         scheduler: Stepped after each epoch.
         drop_last: Whether to leave out an incomplete last batch.
+        extra: More images, such as ones with pseudo-labels: as many batches of them an epoch as of ``x``.
+        augment: Changes images at random before the objective sees them.
+        first_epoch: The number of the first epoch, by which warm-up goes.
         seed: Seed of shuffling and noise; None takes one from the operating system.
         progress: Whether to show a progress bar, or its title.
 
@@ -61,39 +78,133 @@ def train(
         ModelError: If the loss becomes NaN or infinite.
     """
     check_count(epochs, "epochs", least=0)
-    check_count(batch_size, "batch_size")
-    check_count(parts, "parts")
-    check_images(x)
-    if len(x) != len(y) or not len(x):
-        raise InputError(f"y: expected one label for each of at least one image, got {len(x)} images, {len(y)} labels")
-    if drop_last and len(x) < batch_size:
-        raise InputError(f"drop_last: nothing is left of {len(x)} images in batches of {batch_size}")
-    device, _ = device_and_dtype(model)
+    check_count(first_epoch, "first_epoch", least=0)
+    sources = [tensors(x, y), *([] if extra is None else [extra])]
     seed = fresh_seed() if seed is None else check_seed(seed)
-    order, draws = stream(seed, "shuffle"), StreamDraws(stream(seed, "training noise", device=device))
+    batches = Batches([source.size for source in sources], batch_size, parts, drop_last, seed)
+    done = minimise(
+        *(fabric_of(model), model, objective, sources, batches, optimizer),
+        epochs=range(first_epoch, first_epoch + epochs),
+        augment=augment,
+    )
     losses: list[float] = []
-    with modes_restored(model):
-        model.train()
-        title = progress if isinstance(progress, str) else "train"
-        for epoch in (bar := tqdm(range(epochs), desc=title, unit="epoch", disable=not progress)):
-            batches = torch.randperm(len(x), generator=order).split(batch_size)
-            total = seen = 0.0
-            for rows in cut(batches[:-1] if drop_last and len(x) % batch_size else batches, parts):
-                loss = objective(model, Batch(x[rows].to(device), y[rows].to(device), epoch), draws)
-                if not bool(loss.isfinite()):
-                    raise ModelError(f"loss: expected a finite value, got {loss.item()} in epoch {epoch}")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total, seen = total + loss.item() * len(rows), seen + len(rows)
-            if scheduler is not None:
-                scheduler.step()
-            losses.append(total / seen)
-            bar.set_postfix(loss=f"{losses[-1]:.4f}")
+    mean = Mean()
+    title = progress if isinstance(progress, str) else "train"
+    with tqdm(total=epochs, desc=title, unit="epoch", disable=not progress) as bar:
+        for step, loss in done:
+            mean.add(loss, len(step.rows))
+            if step.last:
+                losses.append(mean.value)
+                mean = Mean()
+                if scheduler is not None:
+                    scheduler.step()
+                bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+                bar.update()
     return losses
 
 
-def cut(batches: Sequence[Tensor], parts: int) -> Iterator[Tensor]:
-    """Yield each batch (n,) in ``parts`` nearly equal parts, or n where that is less."""
-    for batch in batches:
-        yield from batch.tensor_split(min(parts, len(batch)))
+@dataclass
+class Mean:
+    """A mean over images that are added part by part.
+
+    Attributes:
+        total: The sum.
+        count: Number of images.
+    """
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, mean: float, count: int) -> None:
+        """Add ``count`` images with the given mean."""
+        self.total += mean * count
+        self.count += count
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return self.total / self.count
+
+
+def minimise(
+    fabric: "Fabric",
+    model: nn.Module,
+    objective: Objective,
+    sources: Sequence[Source],
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: range,
+    skip: int = 0,
+    augment: Augmentation | None = None,
+    workers: int = 0,
+) -> Iterator[tuple[Step, float]]:
+    """Take one step of the optimiser after the other and yield each with its mean loss.
+
+    A step depends on the weights, the optimiser's state, the seed and its place in the run alone. So a run can stop
+    after any step and go on later, and with several processes it is the same run, but for the rounding of sums. Whoever
+    stops early closes the iterator, and the modes of the submodules are as before.
+
+    Args:
+        fabric: On what to compute, with how many processes.
+        model: Trained in place, in train mode.
+        objective: A mean over images.
+        sources: Where the images are.
+        batches: How they are put into steps.
+        optimizer: Over the parameters of ``model``.
+        epochs: Numbers of the epochs.
+        skip: How many steps of the first one are done already.
+        augment: Changes images at random before the objective sees them.
+        workers: Processes that read images ahead; 0: this one reads.
+
+    Raises:
+        ModelError: If the loss becomes NaN or infinite; the optimiser has not made that step.
+    """
+    loss_of, optimizer = fabric.setup(_Loss(model, objective, augment), optimizer)
+    shares = (
+        share_of(step, fabric.global_rank, fabric.world_size)
+        for epoch in epochs
+        for step in islice(batches.steps(epoch), skip if epoch == epochs.start else 0, None)
+    )
+    loader = DataLoader(
+        Reader(sources),
+        sampler=shares,
+        batch_size=None,
+        num_workers=workers,
+        generator=stream(batches.seed, "data loader"),
+    )
+    with modes_restored(model):
+        model.train()
+        for share, x, y in loader:
+            step = share.step
+            draws = BlockDraws(batches.seed, f"training {step.name}", first=share.first, device=fabric.device)
+            loss = loss_of(x.to(fabric.device), y.to(fabric.device), step.epoch, draws)
+            weight = sources[step.source].weight
+            mean = weight * _mean_over_processes(fabric, loss, share)
+            if not abs(mean) < float("inf"):
+                raise ModelError(f"loss: expected a finite value, got {mean} in epoch {step.epoch}")
+            optimizer.zero_grad()
+            fabric.backward(loss * (weight * share.weight))
+            optimizer.step()
+            yield step, mean
+
+
+class _Loss(nn.Module):
+    """The objective as a module, whose ``forward`` several processes compute together."""
+
+    def __init__(self, model: nn.Module, objective: Objective, augment: Augmentation | None) -> None:
+        super().__init__()
+        self.model = model
+        self._objective, self._augment = objective, augment
+
+    def forward(self, x: Tensor, y: Tensor, epoch: int, draws: Draws) -> Tensor:
+        if self._augment is not None:
+            x = self._augment(x, draws)
+        return self._objective(self.model, Batch(x, y, epoch), draws)
+
+
+def _mean_over_processes(fabric: "Fabric", loss: Tensor, share: Share) -> float:
+    if fabric.world_size == 1:
+        return loss.item()
+    mean = fabric.all_reduce(loss.detach() * share.weight, reduce_op="mean")
+    return mean.item()  # type: ignore[union-attr]  # of a tensor it returns a tensor
