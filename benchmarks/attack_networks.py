@@ -14,8 +14,10 @@ from certify_networks import DATA, cifar10_resnet20
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rs_plugins.core.architectures.lenet import lenet as published_lenet
 from rs_plugins.core.checkpoints import load_weights
 from rs_plugins.core.data_sets.opening import open_data_set
+from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.training.gaussian import gaussian
 from rs_plugins.core.training.loop import train
 
@@ -43,9 +45,8 @@ class Victim(NamedTuple):
 
 def lenet(images: int) -> Victim:
     """Return the LeNet of the SmoothMix paper, 3 epochs on the 60,000 training images of MNIST, and test images."""
-    torch.manual_seed(0)
-    convolutions = [nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)]
-    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
+    with global_randomness(0):
+        model = published_lenet()
     place = f"mnist:{DATA / 'MNIST'}"
     trained(model, "lenet", place, count=60_000, epochs=3, rate=0.02)
     test = open_data_set(place)

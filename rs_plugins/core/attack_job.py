@@ -1,7 +1,6 @@
 """An attack on a data set as a job that can be stopped and gone on with; each batch is attacked, then judged."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rs_plugins.core.attack_folder import AttackFolder, Columns
 from rs_plugins.core.certification import majority
 from rs_plugins.core.checks import check_count, check_probability, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.identity import identity, numerics
 from rs_plugins.core.job import as_data_set, check_classes, check_sigma
 from rs_plugins.core.models import device_and_dtype, probe
@@ -182,7 +182,7 @@ def _batch(
 
 def _attacked(attack: Attack, images: Tensor, labels: Tensor, seed: int, first: int) -> Tensor:
     try:
-        with _known_randomness(seed, first):
+        with global_randomness(stream(seed, "global", first).initial_seed()):
             attacked = attack(images, labels)
     except RSPluginsError:
         raise
@@ -199,23 +199,6 @@ def _claims(claimed: Any, n: int) -> npt.NDArray[np.bool_]:
         got = f"{flags.dtype} of shape {flags.shape}"
         raise InputError(f"attack: expected its success to be boolean, one per image ({n},), got {got}")
     return flags
-
-
-@contextmanager
-def _known_randomness(seed: int, first: int) -> Iterator[None]:
-    """Let others' attacks draw from the global generators in a known state, and put the caller's state back.
-
-    Ours have generators of their own. What others draw depends on the batch all the same.
-    """
-    ours = stream(seed, "global", first).initial_seed()
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(ours)
-        np.random.seed(ours % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def _evaluation(results: Columns, sigma: float, judge: Mapping[str, Any], confidence: float) -> AttackEvaluation:

@@ -1,15 +1,13 @@
 """The three networks of the demo: undefended, trained by ART, trained by us."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.streams import stream
 from rs_plugins.core.training.gaussian import plain
 from rs_plugins.core.training.loop import train
@@ -129,16 +127,3 @@ def train_ours(digits: Digits, settings: Settings, progress: bool) -> Defence:
 def optimizer_of(network: nn.Module) -> torch.optim.Optimizer:
     """Return the optimiser that all three are trained with."""
     return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-
-
-@contextmanager
-def global_randomness(seed: int) -> Iterator[None]:
-    """Let others' code draw from global generators in a known state, and put the caller's state back."""
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-    try:
-        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-        np.random.set_state(np.random.RandomState(seed).get_state())  # noqa: NPY002
-        yield
-    finally:
-        torch.set_rng_state(torch_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rs_plugins.core.certification import certify, majority
+from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.results import Results
@@ -18,7 +19,7 @@ from rs_plugins.core.results_files import write_results
 from rs_plugins.core.results_writer import ResultsWriter
 from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import Poll
-from rs_plugins.demo.defences import Defence, Digits, global_randomness
+from rs_plugins.demo.defences import Defence, Digits
 from rs_plugins.demo.settings import Settings
 from rs_plugins.plots import Specimen
 

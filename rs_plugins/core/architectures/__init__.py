@@ -1,0 +1,1 @@
+"""Networks by name, their normalisation and their last layer. Nothing is downloaded."""
