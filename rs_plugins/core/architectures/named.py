@@ -61,7 +61,8 @@ def make_network(
     if channels is not None:
         check_count(channels, "channels")
     weights = stream(check_seed(seed), "weights").initial_seed()
-    normalise = _normalise(mean, std)
+    with torch.device("cpu"):
+        normalise = _normalise(mean, std)
     with global_randomness(weights):  # what is imported for the first time may draw, or seed
         recipe = _recipe(name, classes, channels)
     if normalise is not None and recipe.channels not in (None, len(normalise.mean)):
