@@ -52,3 +52,10 @@ def open_data_set(text: str, *, split: str | None = None, image_size: int | None
             path, None if image_size is None else check_count(image_size, "image_size")
         )
     return open_it(path, split or "test")
+
+
+def open_training_set(text: str, *, image_size: int | None = None) -> DataSet:
+    """Open the part "train" of a data set as `open_data_set` does; one without parts as it is."""
+    name = text.partition(":")[0]
+    has_parts = name == "digits" or _ON_DISK.get(name, (None, False))[1]
+    return open_data_set(text, split="train" if has_parts else None, image_size=image_size)

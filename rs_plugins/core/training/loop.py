@@ -1,6 +1,6 @@
 """The training loop; a method is an objective that it minimises."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -138,7 +138,7 @@ def minimise(
     skip: int = 0,
     augment: Augmentation | None = None,
     workers: int = 0,
-) -> Iterator[tuple[Step, float]]:
+) -> Generator[tuple[Step, float], None, None]:
     """Take one step of the optimiser after the other and yield each with its mean loss.
 
     A step depends on the weights, the optimiser's state, the seed and its place in the run alone. So a run can stop

@@ -6,88 +6,18 @@ are left out: Stability and MACER on CIFAR-10, SmoothAdv with Consistency, Image
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
-
-import torch
-from torch import nn
+from typing import Any
 
 from rs_plugins.core.training.inner_attacks import PGD
-from rs_plugins.core.training.methods import make_objective
-from rs_plugins.core.training.objective import Objective
+from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.errors import InputError
 
-Drop = Literal["documented", "reference"]
 SIGMAS = (0.25, 0.5, 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """How a paper trained one model.
-
-    Attributes:
-        method: Name of the method.
-        options: Its options.
-        sigma: Standard deviation of the noise, in pixels.
-        architecture: ``"lenet"`` or ``"resnet110"``.
-        normalise: Whether the network subtracts the mean and divides by the standard deviation of the data first.
-        augment: Whether images are cropped at random from 4 more pixels on each side, and flipped.
-        epochs: Passes over the data.
-        batch_size: Images per batch.
-        parts: Into how many parts a batch is cut, each with an optimiser step of its own.
-        lr: Learning rate of SGD.
-        lr_step: Epochs after which it drops, each time.
-        lr_factor: By what it is multiplied then.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
-    """
-
-    method: str
-    options: Mapping[str, Any]
-    sigma: float
-    architecture: str
-    normalise: bool
-    augment: bool
-    epochs: int
-    batch_size: int = 256
-    parts: int = 1
-    lr: float
-    lr_step: int
-    lr_factor: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-
-    def objective(self) -> Objective:
-        """Return the objective."""
-        return make_objective(self.method, self.sigma, **self.options)
-
-    def optimizer(self, model: nn.Module) -> torch.optim.SGD:
-        """Return the optimiser of ``model``."""
-        return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-
-    def scheduler(
-        self, optimizer: torch.optim.Optimizer, lr_drop: Drop = "documented"
-    ) -> torch.optim.lr_scheduler.MultiStepLR:
-        """Return the schedule of the learning rate, to be stepped after each epoch.
-
-        Args:
-            optimizer: What `optimizer` returned.
-            lr_drop: ``"documented"``: it drops after ``lr_step``, 2·``lr_step``, … epochs. ``"reference"``: one epoch
-                later, as in the code of Jeong et al., which steps the scheduler by the number of the epoch that ends.
-
-        Raises:
-            InputError: If ``lr_drop`` is neither.
-        """
-        if lr_drop not in get_args(Drop):
-            raise InputError(f"lr_drop: expected one of {', '.join(map(repr, get_args(Drop)))}, got {lr_drop!r}")
-        late = lr_drop == "reference"
-        drops = [drop + late for drop in range(self.lr_step, self.epochs, self.lr_step)]
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=self.lr_factor)
-
-
-def preset(name: str) -> Preset:
-    """Return the preset of that name.
+def preset(name: str) -> Recipe:
+    """Return the recipe of that name.
 
     Raises:
         InputError: If there is none.
@@ -97,7 +27,7 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _mnist() -> Iterator[tuple[str, Preset]]:
+def _mnist() -> Iterator[tuple[str, Recipe]]:
     for sigma, steps, weak_steps, lam, robust in zip(
         SIGMAS, (2, 4, 8), (3, 4, 8), (10, 5, 5), (16, 16, 6), strict=True
     ):
@@ -112,7 +42,7 @@ def _mnist() -> Iterator[tuple[str, Preset]]:
             yield _lenet("smoothmix", sigma, note, parts=4, step=1.0, warmup=10, samples=4, **mix)
 
 
-def _cifar10() -> Iterator[tuple[str, Preset]]:
+def _cifar10() -> Iterator[tuple[str, Recipe]]:
     for sigma, eps, samples, lam, step in zip(
         SIGMAS, (1.0, 1.0, 2.0), (4, 8, 2), (20, 10, 10), (0.5, 1.0, 2.0), strict=True
     ):
@@ -125,14 +55,12 @@ def _cifar10() -> Iterator[tuple[str, Preset]]:
             yield _resnet110("smoothmix", sigma, note, parts=2, warmup=10, samples=2, **mix)
 
 
-def _lenet(method: str, sigma: float, note: str = "", parts: int = 1, **options: Any) -> tuple[str, Preset]:
-    return f"{method}-mnist-{sigma}{note}", Preset(
+def _lenet(method: str, sigma: float, note: str = "", parts: int = 1, **options: Any) -> tuple[str, Recipe]:
+    return f"{method}-mnist-{sigma}{note}", Recipe(
         method=method,
         options=MappingProxyType(options),
         sigma=sigma,
         architecture="lenet",
-        normalise=False,
-        augment=False,
         epochs=90,
         parts=parts,
         lr=0.01,
@@ -140,13 +68,13 @@ def _lenet(method: str, sigma: float, note: str = "", parts: int = 1, **options:
     )
 
 
-def _resnet110(method: str, sigma: float, note: str = "", parts: int = 1, **options: Any) -> tuple[str, Preset]:
-    return f"{method}-cifar10-{sigma}{note}", Preset(
+def _resnet110(method: str, sigma: float, note: str = "", parts: int = 1, **options: Any) -> tuple[str, Recipe]:
+    return f"{method}-cifar10-{sigma}{note}", Recipe(
         method=method,
         options=MappingProxyType(options),
         sigma=sigma,
         architecture="resnet110",
-        normalise=True,
+        normalise="cifar10",
         augment=True,
         epochs=150,
         parts=parts,
@@ -155,4 +83,4 @@ def _resnet110(method: str, sigma: float, note: str = "", parts: int = 1, **opti
     )
 
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(dict([*_mnist(), *_cifar10()]))
+PRESETS: Mapping[str, Recipe] = MappingProxyType(dict([*_mnist(), *_cifar10()]))

@@ -52,7 +52,7 @@ def test_recipes_on_mnist(name):
     found = preset(name)
     assert (found.objective(), found.parts) == MNIST[name]
     assert (found.epochs, found.batch_size, found.lr, found.lr_step, found.architecture) == (90, 256, 0.01, 30, "lenet")
-    assert (found.normalise, found.augment, found.lr_factor) == (False, False, 0.1)
+    assert (found.normalise, found.augment, found.lr_factor) == (None, False, 0.1)
 
 
 @pytest.mark.parametrize("name", CIFAR10)
@@ -60,7 +60,7 @@ def test_recipes_on_cifar10(name):
     found = preset(name)
     assert (found.objective(), found.parts) == CIFAR10[name]
     assert (found.epochs, found.batch_size, found.lr, found.lr_step) == (150, 256, 0.1, 50)
-    assert (found.architecture, found.normalise, found.augment, found.lr_factor) == ("resnet110", True, True, 0.1)
+    assert (found.architecture, found.normalise, found.augment, found.lr_factor) == ("resnet110", "cifar10", True, 0.1)
 
 
 def test_every_preset_is_named_after_what_it_is():
@@ -101,9 +101,9 @@ def test_the_optimiser_is_that_of_the_recipe():
     ],
 )
 def test_the_learning_rate_drops_when_it_should(name, options, drops):
-    found = preset(name)
+    found = dataclasses.replace(preset(name), **options)
     optimizer = found.optimizer(nn.Linear(2, 2))
-    scheduler = found.scheduler(optimizer, **options)
+    scheduler = found.scheduler(optimizer)
     rates = []
     for _ in range(found.epochs):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -115,9 +115,9 @@ def test_the_learning_rate_drops_when_it_should(name, options, drops):
 
 def test_another_factor_and_the_reference_as_its_code_does_it():
     """Its scheduler is told the number of the epoch that ends."""
-    found = dataclasses.replace(preset("gaussian-mnist-0.5"), epochs=9, lr_step=3, lr_factor=0.5)
+    found = dataclasses.replace(preset("gaussian-mnist-0.5"), epochs=9, lr_step=3, lr_factor=0.5, lr_drop="reference")
     optimizer = found.optimizer(nn.Linear(2, 2))
-    scheduler = found.scheduler(optimizer, "reference")
+    scheduler = found.scheduler(optimizer)
     for epoch in range(9):
         theirs = found.lr * 0.5 ** (max(epoch - 1, 0) // 3)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(theirs)
@@ -133,7 +133,7 @@ def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(InputError, match="step_size: 'smoothmix' has no such option, expected one of family, step, "):
         make_objective("smoothmix", 0.5, step_size=1.0)
     with pytest.raises(InputError, match="lr_drop: expected one of 'documented', 'reference', got 'late'"):
-        preset("gaussian-mnist-0.5").scheduler(torch.optim.SGD([torch.zeros(1)]), "late")
+        dataclasses.replace(preset("gaussian-mnist-0.5"), lr_drop="late")
 
 
 @pytest.mark.parametrize("name", METHODS)

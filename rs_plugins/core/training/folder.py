@@ -1,0 +1,243 @@
+"""The folder of a training run: its settings, its checkpoints, and in the end the trained network.
+
+``settings.json`` says of what run it is. ``checkpoints/epoch-0007`` is a trained network (`trained.py`) with
+``optimizer.safetensors`` and ``progress.json`` beside it, enough to go on as if nothing had happened. A checkpoint gets
+its name when it is complete, so one that is there is whole. ``history.csv`` has a line an epoch.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from rs_plugins.core.checkpoints import load_weights
+from rs_plugins.core.results_writer import changes, lock, record_text, write_whole
+from rs_plugins.core.training.trained import WEIGHTS, plain_tensors, save_trained
+from rs_plugins.errors import InputError, ResultsError
+
+SETTINGS, CHECKPOINTS, HISTORY, LOCK = "settings.json", "checkpoints", "history.csv", ".lock"
+_OPTIMIZER, _PROGRESS = "optimizer.safetensors", "progress.json"
+_OURS = {"format": "rs-plugins training"}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known of a finished epoch.
+
+    Attributes:
+        epoch: How many epochs are finished with it.
+        loss: Mean of what was minimised.
+        noisy_accuracy: Share of the validation images whose class is right under one noise draw; None without any.
+        lr: Learning rate.
+        seconds: Wall-clock time.
+    """
+
+    epoch: int
+    loss: float
+    noisy_accuracy: float | None
+    lr: float
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        steps: Number of finished steps of the epoch under way.
+        total: Sum of the losses of its images so far.
+        images: Number of these.
+        seconds: Time that it has taken so far.
+        history: The finished epochs.
+    """
+
+    epoch: int = 0
+    steps: int = 0
+    total: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    history: list[Epoch] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The name of its checkpoint; names are in the order of time."""
+        return f"epoch-{self.epoch:04}" + (f"-step-{self.steps:06}" if self.steps else "")
+
+
+class TrainingFolder:
+    """Keeps a training run; a context, in which no other process may write the folder.
+
+    Args:
+        path: The folder; made if it is not there.
+        settings: What the trained weights depend on, as plain data.
+        resume: Go on with what is there. Without, a folder that holds checkpoints is refused.
+        keep: How many checkpoints are kept, the latest ones.
+
+    Raises:
+        InputError: If the folder cannot be made.
+        ResultsError: On entering, if another process is writing it, or it holds a run that is not to be gone on with.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False, keep: int = 2) -> None:
+        self.path = Path(path)
+        self._settings: dict[str, Any] = json.loads(record_text({**_OURS, **settings}))
+        self._resume, self._keep = resume, keep
+        self._file: IO[bytes] | None = None
+        if not self.path.parent.is_dir():
+            raise InputError(f"out: there is no folder {self.path.parent}")
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"out: expected a folder, got {self.path}, which is something else")
+
+    def __enter__(self) -> "TrainingFolder":
+        with _writing(self.path):
+            self.path.mkdir(exist_ok=True)
+            self._file = (self.path / LOCK).open("ab")
+        try:
+            lock(self._file, self.path)
+            self._look()
+            with _writing(self.path):
+                (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+            if not (self.path / SETTINGS).exists() or not checkpoints_in(self.path):
+                write_whole(self.path / SETTINGS, record_text(self._settings))
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def keep(
+        self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
+    ) -> None:
+        """Store a checkpoint, and remove those that are too old.
+
+        Raises:
+            ResultsError: If it cannot be written.
+        """
+        place = self.path / CHECKPOINTS / progress.name
+        draft = place.with_name(f".{place.name}")
+        with _writing(place):
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+        tensors, rest = _flattened(optimizer.state_dict())
+        save_trained(draft, model, record)
+        write_whole(draft / _OPTIMIZER, save(tensors))
+        write_whole(draft / _PROGRESS, record_text({**asdict(progress), "optimizer": rest}))
+        with _writing(place):
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(draft, place)
+        write_whole(self.path / HISTORY, _table(progress.history))
+        for old in checkpoints_in(self.path)[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def finish(self, model: nn.Module, record: Mapping[str, Any]) -> None:
+        """Store the trained network in the folder itself.
+
+        Raises:
+            ResultsError: If it cannot be written.
+        """
+        save_trained(self.path, model, record)
+
+    def _look(self) -> None:
+        """Refuse a folder that is not for this run."""
+        earlier = self._earlier()
+        if earlier is None and (self.path / SETTINGS).exists():
+            raise ResultsError(f"{self.path / SETTINGS}: not written by rs-plugins train; choose another folder")
+        if not checkpoints_in(self.path):
+            return
+        if not self._resume:
+            raise ResultsError(
+                f"{self.path}: it holds checkpoints; to go on use resume (--resume), else choose another folder"
+            )
+        if earlier is None:
+            raise ResultsError(f"{self.path}: cannot go on: {SETTINGS}, which says how it was begun, is missing")
+        if difference := changes(earlier, self._settings):
+            raise ResultsError(f"{self.path}: begun by another run ({difference}); choose another folder")
+
+    def _earlier(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and _OURS.items() <= found.items() else None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, the latest last."""
+    return sorted((folder / CHECKPOINTS).glob("epoch-*"))
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put the latest checkpoint of a run into ``model`` and ``optimizer``, if there is one, and return where it is.
+
+    Raises:
+        InputError: If a file of it is damaged, or does not fit.
+    """
+    places = checkpoints_in(folder)
+    if not places:
+        return Progress()
+    place = places[-1]
+    try:
+        tensors = load_file(place / _OPTIMIZER)
+        found = json.loads((place / _PROGRESS).read_text(encoding="utf-8"))
+        rest = found.pop("optimizer")
+        progress = Progress(**{**found, "history": [Epoch(**epoch) for epoch in found["history"]]})
+        load_weights(model, place / WEIGHTS)
+        optimizer.load_state_dict(_restored(tensors, rest))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(
+            f"resume: the checkpoint {place} is damaged ({error}); remove it to go on with the one before"
+        ) from error
+    return progress
+
+
+def _flattened(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors in the state of an optimiser by a name, and the rest of it as plain data."""
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        rest[str(number)] = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        tensors |= {f"{number}.{name}": value for name, value in values.items() if isinstance(value, Tensor)}
+    return plain_tensors(tensors), {"param_groups": state["param_groups"], "state": rest}
+
+
+def _restored(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(number): dict(values) for number, values in rest["state"].items()}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state[int(number)][name] = value
+    return {"param_groups": rest["param_groups"], "state": state}
+
+
+def _table(history: Sequence[Epoch]) -> bytes:
+    text = io.StringIO()
+    names = list(Epoch.__dataclass_fields__)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(epoch) for epoch in history)
+    return text.getvalue().encode()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error

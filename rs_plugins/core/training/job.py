@@ -1,0 +1,219 @@
+"""Training as a job: a network trained on a data set into a folder, which can be stopped and gone on with."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+import rs_plugins
+from rs_plugins.core.checks import check_count, check_flag, check_nonnegative, check_seed
+from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.data_sets.opening import open_training_set
+from rs_plugins.core.job import as_data_set, check_classes, check_sigma
+from rs_plugins.core.models import device_and_dtype, digest, probe
+from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.training.augmentation import crop_and_flip
+from rs_plugins.core.training.batches import Batches, Step, data_set
+from rs_plugins.core.training.fabric import Precision, launched_fabric
+from rs_plugins.core.training.folder import Epoch, Progress, TrainingFolder, checkpoints_in, load_checkpoint
+from rs_plugins.core.training.loop import minimise
+from rs_plugins.core.training.recipe import Recipe
+from rs_plugins.core.training.stopping import Stop, stop_noted
+from rs_plugins.core.training.validation import noisy_accuracy
+from rs_plugins.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def train_data_set(
+    model: nn.Module,
+    data: DataSet | str,
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    network: Mapping[str, Any] | None = None,
+    extra: DataSet | str | None = None,
+    extra_weight: float = 1.0,
+    validation: DataSet | str | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    precision: Precision = "32-true",
+    channels_last: bool = False,
+    workers: int = 0,
+    keep: int = 2,
+    resume: bool = False,
+    progress: bool = False,
+) -> list[Epoch]:
+    """Train ``model`` on ``data`` by ``recipe``, with a checkpoint in ``folder`` after each epoch, and when stopped.
+
+    Stopped by SIGINT or SIGTERM, it writes a checkpoint after the step under way; killed, it has that of the epoch
+    before. Called again with ``resume``, it goes on, and on a CPU the weights become those of an uninterrupted run, bit
+    for bit. Started by torchrun, all its processes train one network together, on the batches that a single one would
+    have; only batch normalisation sees each process's share alone.
+
+    Args:
+        model: The base classifier, with its initial weights; trained in place.
+        data: The images with their labels, or a text as `open_training_set` takes it.
+        recipe: How to train.
+        folder: Where to keep the run (`rs_plugins.core.training.folder`).
+        network: The arguments of `make_network` that made ``model``, so that `load_trained` can make it again.
+        extra: More images, such as ones with pseudo-labels: as many batches of them an epoch as of ``data``.
+        extra_weight: By what their loss is multiplied (w of Salman et al. 2019).
+        validation: Images on which the accuracy under one noise draw is measured after each epoch.
+        seed: Seed of shuffling, noise and augmentation.
+        device: ``"cpu"`` or ``"cuda"``; without torchrun also one of several, such as ``"cuda:1"``.
+        precision: ``"32-true"``, or ``"bf16-mixed"``: faster where the hardware has bfloat16.
+        channels_last: Whether the weights of convolutions lie in memory with the channels last, which may be faster.
+        workers: Processes that read images ahead; 0: this one reads.
+        keep: How many checkpoints are kept, the latest ones.
+        resume: Go on with what is in ``folder``, with the same arguments; ``recipe.epochs`` may have become more.
+            Without, a folder with checkpoints is refused.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        What is known of each epoch.
+
+    Raises:
+        InputError: If an argument has an impossible value.
+        ModelError: If the model cannot be run on the images or has fewer outputs than there are classes, or the loss
+            becomes NaN or infinite.
+        ResultsError: If ``folder`` holds another run, or is being written by another process.
+        KeyboardInterrupt: If a signal came; the checkpoint is written.
+    """
+    data = _training_set(data)
+    more = None if extra is None else _training_set(extra)
+    watched = None if validation is None else as_data_set(validation)
+    check_nonnegative(extra_weight, "extra_weight")
+    check_flag(channels_last, "channels_last")
+    check_count(workers, "workers", least=0)
+    check_count(keep, "keep")
+    check_sigma(recipe.sigma)
+    _check_images(model, *(one for one in (data, more, watched) if one is not None))
+    settings = {
+        **_account(recipe),
+        **data.identity,
+        "seed": check_seed(seed),
+        "extra": None if more is None else {**more.identity, "weight": extra_weight},
+        "network": None if network is None else dict(network),
+        "precision": precision,
+        "channels_last": channels_last,
+    }
+    fabric = launched_fabric(device, precision)
+    model.to(fabric.device)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = recipe.optimizer(model)
+    sources = [data_set(data), *([] if more is None else [data_set(more, weight=extra_weight)])]
+    batches = Batches([source.size for source in sources], recipe.batch_size, recipe.parts, seed=seed)
+    kept = TrainingFolder(folder, settings, resume=resume, keep=keep)
+    record = {**settings, "start": digest(model), "processes": fabric.world_size, "versions": _versions()}
+    with ExitStack() as held:
+        if fabric.is_global_zero:
+            held.enter_context(kept)
+        fabric.barrier()  # the others read what the first one has found fit
+        state = load_checkpoint(kept.path, model, optimizer)
+        if state.epoch > recipe.epochs:
+            raise InputError(f"epochs: expected at least {state.epoch}, which {kept.path} has, got {recipe.epochs}")
+        steps = minimise(
+            *(fabric, model, recipe.objective(), sources, batches, optimizer),
+            epochs=range(state.epoch, recipe.epochs),
+            skip=state.steps,
+            augment=crop_and_flip if recipe.augment else None,
+            workers=workers,
+        )
+        stop = held.enter_context(stop_noted())
+        bar = held.enter_context(_bar(state, recipe, batches, shown=progress and fabric.is_global_zero))
+        set_learning_rate(optimizer, recipe.learning_rate(state.epoch))
+        for step in _counted(held.enter_context(closing(steps)), state, kept.path):
+            _show(bar, state)
+            if step.last:
+                found = None
+                if watched is not None and fabric.is_global_zero:
+                    found = noisy_accuracy(model, watched, GaussianNoise(recipe.sigma), seed)
+                _finish_epoch(state, found, recipe.learning_rate(state.epoch))
+                set_learning_rate(optimizer, recipe.learning_rate(state.epoch))
+            stopped = _agreed(fabric, stop)
+            if fabric.is_global_zero and (step.last or stopped):
+                kept.keep(state, model, optimizer, {**record, "trained_epochs": state.epoch})
+            if stopped:
+                raise KeyboardInterrupt
+        if fabric.is_global_zero:
+            kept.finish(model, {**record, "trained_epochs": state.epoch})
+    return state.history
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let ``optimizer`` go on with the learning rate ``rate``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _training_set(data: DataSet | str) -> DataSet:
+    return open_training_set(data) if isinstance(data, str) else as_data_set(data)
+
+
+def _check_images(model: nn.Module, *sets: DataSet) -> None:
+    device, dtype = device_and_dtype(model)
+    for data in sets:
+        check_classes(probe(model, data.read([0]).to(device, dtype)), data)
+
+
+def _account(recipe: Recipe) -> dict[str, Any]:
+    """Return what of ``recipe`` decides the weights after any number of epochs, as plain data."""
+    settings = {**asdict(replace(recipe, options={})), "options": None}
+    account = {name: value for name, value in settings.items() if name not in ("options", "epochs")}
+    return {**account, "objective": repr(recipe.objective())}
+
+
+def _versions() -> str:
+    return f"rs-plugins {rs_plugins.__version__}, torch {torch.__version__}, numpy {np.__version__}"
+
+
+def _counted(steps: Iterator[tuple[Step, float]], state: Progress, folder: Path) -> Iterator[Step]:
+    """Yield each step when it is in ``state``; a loss that is no number ends it, with advice."""
+    before = time.perf_counter()
+    try:
+        for step, loss in steps:
+            now = time.perf_counter()
+            state.steps, state.seconds, before = state.steps + 1, state.seconds + now - before, now
+            state.total, state.images = state.total + loss * len(step.rows), state.images + len(step.rows)
+            yield step
+    except ModelError as error:
+        places = checkpoints_in(folder)
+        good = f"the last good checkpoint is {places[-1]}" if places else "there is no checkpoint yet"
+        raise ModelError(f"{error}; {good}; a smaller learning rate may help") from error
+
+
+def _finish_epoch(state: Progress, accuracy: float | None, rate: float) -> None:
+    epoch = Epoch(state.epoch + 1, state.total / state.images, accuracy, rate, state.seconds)
+    state.history.append(epoch)
+    state.epoch, state.steps, state.total, state.images, state.seconds = epoch.epoch, 0, 0.0, 0, 0.0
+
+
+def _agreed(fabric: "Fabric", stop: Stop) -> bool:
+    """Whether any of the processes was asked to stop: all have to stop after the same step."""
+    if fabric.world_size == 1:
+        return stop.asked
+    asked = fabric.all_reduce(torch.tensor(float(stop.asked), device=fabric.device), reduce_op="sum")
+    return bool(asked)
+
+
+def _bar(state: Progress, recipe: Recipe, batches: Batches, *, shown: bool) -> "tqdm[Any]":
+    an_epoch = batches.steps_an_epoch() if shown else 0
+    done = state.epoch * an_epoch + state.steps
+    return tqdm(total=recipe.epochs * an_epoch, initial=done, desc=recipe.method, unit="step", disable=not shown)
+
+
+def _show(bar: "tqdm[Any]", state: Progress) -> None:
+    last = state.history[-1].noisy_accuracy if state.history else None
+    accuracy = {} if last is None else {"noisy_accuracy": f"{last:.1%}"}
+    bar.set_postfix(epoch=state.epoch + 1, loss=f"{state.total / state.images:.4f}", **accuracy, refresh=False)
+    bar.update()
