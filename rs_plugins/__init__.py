@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
     from rs_plugins_art.black_box import SmoothedBlackBox as SmoothedBlackBox
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
+    from rs_plugins_art.trainers import ConsistencyTrainer as ConsistencyTrainer
+    from rs_plugins_art.trainers import GaussianTrainer as GaussianTrainer
+    from rs_plugins_art.trainers import MacerTrainer as MacerTrainer
+    from rs_plugins_art.trainers import SmoothAdvTrainer as SmoothAdvTrainer
+    from rs_plugins_art.trainers import SmoothMixTrainer as SmoothMixTrainer
+    from rs_plugins_art.trainers import StabilityTrainer as StabilityTrainer
     from rs_plugins_torchattacks.attacks import SmoothAdvDDN as SmoothAdvDDN
     from rs_plugins_torchattacks.attacks import SmoothAdvLinfPGD as SmoothAdvLinfPGD
     from rs_plugins_torchattacks.attacks import SmoothAdvPGD as SmoothAdvPGD
@@ -33,15 +39,21 @@ _HOME = {
     "AtRadius": "rs_plugins.core.plans.at_radius",
     "BlackBox": "rs_plugins.core.black_box",
     "Certificate": "rs_plugins.core.certification",
+    "ConsistencyTrainer": "rs_plugins_art.trainers",
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianNoise": "rs_plugins.core.noise",
+    "GaussianTrainer": "rs_plugins_art.trainers",
+    "MacerTrainer": "rs_plugins_art.trainers",
     "OnGrid": "rs_plugins.core.plans.on_grid",
     "SmoothAdvDDN": "rs_plugins_torchattacks.attacks",
     "SmoothAdvLinfPGD": "rs_plugins_torchattacks.attacks",
     "SmoothAdvPGD": "rs_plugins_torchattacks.attacks",
+    "SmoothAdvTrainer": "rs_plugins_art.trainers",
+    "SmoothMixTrainer": "rs_plugins_art.trainers",
     "SmoothedBlackBox": "rs_plugins_art.black_box",
     "SmoothedClassifier": "rs_plugins_art.classifier",
     "SmoothedModel": "rs_plugins.core.smoothing",
+    "StabilityTrainer": "rs_plugins_art.trainers",
     "activate": "rs_plugins.activation",
     "activated": "rs_plugins.activation",
     "certify": "rs_plugins.core.certification",

@@ -12,4 +12,12 @@ def rs_plugins_components() -> list[Component]:
         Component("certifier", "fixed-budget", "rs_plugins.core.plans.fixed_budget:FixedBudget"),
         Component("certifier", "on-grid", "rs_plugins.core.plans.on_grid:OnGrid"),
         Component("noise", "gaussian", "rs_plugins.core.noise:GaussianNoise"),
+        Component("trainer", "consistency", "rs_plugins.core.training.consistency:Consistency"),
+        Component("trainer", "gaussian", "rs_plugins.core.training.gaussian:Gaussian"),
+        Component("trainer", "macer", "rs_plugins.core.training.macer:Macer"),
+        Component("trainer", "smoothadv", "rs_plugins.core.training.smoothadv:SmoothAdv"),
+        Component("trainer", "smoothmix", "rs_plugins.core.training.smoothmix:SmoothMix"),
+        Component("trainer", "stability", "rs_plugins.core.training.stability:Stability"),
+        Component("trainer", "stability-confseq", "rs_plugins.core.training.stability:StabilityConfSeq"),
+        Component("trainer", "stability-rs4a", "rs_plugins.core.training.stability:StabilityRs4a"),
     ]

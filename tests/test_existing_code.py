@@ -34,6 +34,10 @@ SCRIPTS = {
         ["SmoothAdvPGD", '{"sigma": 0.25, "eps": 0.5}'],
         "AttributeError: module 'art.attacks.evasion' has no attribute 'SmoothAdvPGD'",
     ),
+    "art_trainer.py": (
+        ["SmoothMixTrainer", "SmoothAdvTrainer"],
+        "AttributeError: module 'art.defences.trainer' has no attribute 'SmoothMixTrainer'",
+    ),
     "art_config.py": (
         [],
         "AttributeError: module 'art.estimators.classification' has no attribute 'SmoothedClassifier'",

@@ -6,18 +6,19 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count, check_images
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.smoothing import soft_vote
 from rs_plugins.core.streams import stream
-from rs_plugins.core.training.gaussian import gaussian
 from rs_plugins.core.training.loop import Scheduler, train
+from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError, ModelError
 from rs_plugins_art.arrays import Array, host_rows, set_aside_broken, to_targets
 from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
-from rs_plugins_art.fitting import gradients_kept, in_eval_mode
+from rs_plugins_art.fitting import gradients_kept, in_eval_mode, objective_for, one_epoch
 from rs_plugins_art.gradients import SmoothedGradients
 from rs_plugins_art.neutral import refuse_training_mode
 
@@ -25,6 +26,8 @@ _SAVED = (
     *("sigma", "samples", "noise", "output", "alpha", "seed", "chunk"),
     *("input_shape", "nb_classes", "channels_first"),
 )
+_OF_FIT_GENERATOR = ("nb_epochs", "verbose", "training_mode", "scheduler", "method", "parts", "first_epoch")
+_OF_FIT = ("batch_size", "drop_last", "validation_data", *_OF_FIT_GENERATOR)
 
 
 class SmoothedClassifier(SmoothedGradients):
@@ -128,47 +131,83 @@ class SmoothedClassifier(SmoothedGradients):
         scheduler: Scheduler | None = None,
         verbose: bool = False,
         validation_data: None = None,
+        *,
+        method: str | Objective = "gaussian",
+        parts: int = 1,
+        first_epoch: int = 0,
+        **options: Any,
     ) -> None:
-        """Train the base model with Gaussian noise (Cohen et al. 2019): cross-entropy on one fresh noisy copy per step.
+        """Train the base model under the classifier's own noise; by default on one fresh noisy copy per image and step.
 
         Noise and order go on from call to call, so that trainers which call this once per batch see new noise.
 
         Args:
             x: (n, *input), pixels in [0, 1].
-            y: Labels in any form.
-            batch_size: Images per step.
+            y: Labels in any form; class probabilities for ``"gaussian"`` alone.
+            batch_size: Images per batch.
             nb_epochs: Passes over the data.
             training_mode: Whether the base model is in train mode meanwhile (batch normalisation, dropout).
             drop_last: Whether to leave out an incomplete last batch.
             scheduler: Anything with a method ``step``, called after each epoch.
             verbose: Whether to show a progress bar.
             validation_data: None; some trainers pass it.
+            method: ``"gaussian"`` (Cohen et al. 2019), ``"smoothadv"``, ``"smoothmix"``, ``"consistency"``,
+                ``"macer"``, ``"stability"``, ``"stability-rs4a"`` or ``"stability-confseq"``, described in
+                `rs_plugins.core.training`; or an objective, any function of (model, batch, draws).
+            parts: Into how many parts a batch is cut, each with a step of the optimiser of its own.
+            first_epoch: The number of the first epoch, by which warm-up goes; 0 for a training that begins.
+            **options: Those of the method of that name, such as ``samples``; not ``sigma`` and ``family``, which are
+                the classifier's.
 
         Raises:
             InputError: If an argument has an impossible value, or there is no optimiser.
             ModelError: If the loss becomes NaN or infinite.
+            TypeError: If a keyword is neither one of these nor an option of the method.
         """
         if validation_data is not None:
             raise InputError("validation_data: expected None; a smoothed classifier's fit does not validate")
+        self._fit(
+            x,
+            y,
+            objective_for(method, options, sigma=self.sigma, family=self.family, keywords=_OF_FIT),
+            batch_size=batch_size,
+            nb_epochs=nb_epochs,
+            training_mode=training_mode,
+            drop_last=drop_last,
+            scheduler=scheduler,
+            verbose=verbose,
+            parts=parts,
+            first_epoch=first_epoch,
+        )
+
+    def _fit(
+        self,
+        x: object,
+        y: object,
+        objective: Objective,
+        *,
+        nb_epochs: int,
+        training_mode: bool,
+        verbose: bool,
+        **how: Any,
+    ) -> list[float]:
+        """Do what `fit` does and return the mean loss of each epoch."""
         if self._optimizer is None:
             raise InputError("optimizer: needed for training; pass one to the constructor")
         images = check_images(self._images(x), "x").detach()
         targets = to_targets(y, n=len(images), classes=self.nb_classes)
-        objective = gaussian(self.sigma, self.family)
         self._fits += 1
         with gradients_kept(self.base_model):
-            train(
+            return train(
                 self.base_model,
                 images,
                 targets.to(images.dtype) if targets.ndim == 2 else targets,
                 objective if training_mode else in_eval_mode(objective),
                 optimizer=self._optimizer,
-                epochs=nb_epochs,
-                batch_size=batch_size,
-                scheduler=scheduler,
-                drop_last=drop_last,
+                epochs=check_count(nb_epochs, "nb_epochs", least=0),
                 seed=stream(self.seed, "fit", self._fits).initial_seed(),
                 progress=verbose,
+                **how,
             )
 
     def fit_generator(
@@ -179,29 +218,65 @@ class SmoothedClassifier(SmoothedGradients):
         *,
         training_mode: bool = True,
         scheduler: Scheduler | None = None,
+        method: str | Objective = "gaussian",
+        parts: int = 1,
+        first_epoch: int = 0,
+        **options: Any,
     ) -> None:
         """Train as `fit` does, on the batches of an ART data generator.
 
         Args:
             generator: An `art.data_generators.DataGenerator`; an epoch ends when it gave ``size`` images.
             nb_epochs: Passes over the data.
-            verbose: Whether to show a progress bar for each batch.
+            verbose: Whether to show a progress bar.
             training_mode: Whether the base model is in train mode meanwhile.
             scheduler: Anything with a method ``step``, called after each epoch.
+            method: As in `fit`.
+            parts: Into how many parts a batch is cut, each with a step of the optimiser of its own.
+            first_epoch: The number of the first epoch, by which warm-up goes.
+            **options: Those of the method, as in `fit`.
 
         Raises:
             InputError: As `fit`, or if the generator does not say its size.
+            ModelError: If the loss becomes NaN or infinite.
+            TypeError: If a keyword is neither one of these nor an option of the method.
         """
-        size: Any = getattr(generator, "size", None)
-        check_count(size, "generator.size")
-        for _ in range(check_count(nb_epochs, "nb_epochs", least=0)):
-            seen = 0
-            while seen < size:
-                x, y = generator.get_batch()
-                self.fit(x, y, batch_size=len(x), nb_epochs=1, training_mode=training_mode, verbose=verbose)
-                seen += len(x)
+        self._fit_generator(
+            generator,
+            objective_for(method, options, sigma=self.sigma, family=self.family, keywords=_OF_FIT_GENERATOR),
+            nb_epochs=nb_epochs,
+            first_epoch=first_epoch,
+            scheduler=scheduler,
+            verbose=verbose,
+            training_mode=training_mode,
+            parts=parts,
+        )
+
+    def _fit_generator(
+        self,
+        generator: Any,
+        objective: Objective,
+        *,
+        nb_epochs: int,
+        first_epoch: int,
+        scheduler: Scheduler | None,
+        verbose: bool,
+        **how: Any,
+    ) -> list[float]:
+        """Do what `fit_generator` does and return the mean loss of each epoch."""
+        losses: list[float] = []
+        first_epoch = check_count(first_epoch, "first_epoch", least=0)
+        epochs = range(first_epoch, first_epoch + check_count(nb_epochs, "nb_epochs", least=0))
+        for epoch in tqdm(epochs, desc="train", unit="epoch", disable=not verbose):
+            total = seen = 0.0
+            for x, y in one_epoch(generator):
+                batch = {"batch_size": len(x), "nb_epochs": 1, "first_epoch": epoch, "verbose": False}
+                (loss,) = self._fit(x, y, objective, **batch, **how)
+                total, seen = total + loss * len(x), seen + len(x)
+            losses.append(total / seen)
             if scheduler is not None:
                 scheduler.step()
+        return losses
 
     # ---- files -------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,10 @@ from rs_plugins.hookspecs import Component, Export, hookimpl
 _CLASSIFIER = "rs_plugins_art.classifier:SmoothedClassifier"
 _BLACK_BOX = "rs_plugins_art.black_box:SmoothedBlackBox"
 _ATTACKS = {name: f"rs_plugins_art.attacks:{name}" for name in ("SmoothAdvPGD", "SmoothAdvLinfPGD", "SmoothAdvDDN")}
+_TRAINERS = {
+    f"{method}Trainer": f"rs_plugins_art.trainers:{method}Trainer"
+    for method in ("Consistency", "Gaussian", "Macer", "SmoothAdv", "SmoothMix", "Stability")
+}
 _ESTIMATORS = (
     "art.estimators.classification",
     "art.estimators.certification",
@@ -14,11 +18,12 @@ _ESTIMATORS = (
 
 @hookimpl
 def rs_plugins_components() -> list[Component]:
-    """Name the ART estimators and attacks."""
+    """Name the ART estimators, attacks and trainers."""
     return [
         Component("estimator", "art.SmoothedClassifier", _CLASSIFIER),
         Component("estimator", "art.SmoothedBlackBox", _BLACK_BOX),
         *(Component("attack", f"art.{name}", target) for name, target in _ATTACKS.items()),
+        *(Component("trainer", f"art.{name}", target) for name, target in _TRAINERS.items()),
     ]
 
 
@@ -29,4 +34,5 @@ def rs_plugins_exports() -> list[Export]:
         *(Export(host, "SmoothedClassifier", _CLASSIFIER) for host in _ESTIMATORS),
         *(Export(host, "SmoothedBlackBox", _BLACK_BOX) for host in _ESTIMATORS),
         *(Export("art.attacks.evasion", name, target) for name, target in _ATTACKS.items()),
+        *(Export("art.defences.trainer", name, target) for name, target in _TRAINERS.items()),
     ]

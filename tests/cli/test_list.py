@@ -135,6 +135,10 @@ def test_the_real_thing():
             "art.estimators.certification.SmoothedBlackBox",
             "art.estimators.certification.randomized_smoothing.SmoothedBlackBox",
             *(f"art.attacks.evasion.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
+            *(
+                f"art.defences.trainer.{method}Trainer"
+                for method in ("Consistency", "Gaussian", "Macer", "SmoothAdv", "SmoothMix", "Stability")
+            ),
             *(f"torchattacks.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
         ],
         "placed",
