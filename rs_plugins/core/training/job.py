@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,9 +168,8 @@ def _check_images(model: nn.Module, *sets: DataSet) -> None:
 
 def _account(recipe: Recipe) -> dict[str, Any]:
     """Return what of ``recipe`` decides the weights after any number of epochs, as plain data."""
-    settings = {**asdict(replace(recipe, options={})), "options": None}
-    account = {name: value for name, value in settings.items() if name not in ("options", "epochs")}
-    return {**account, "objective": repr(recipe.objective())}
+    names = [field.name for field in fields(recipe) if field.name not in ("options", "epochs")]
+    return {**{name: getattr(recipe, name) for name in names}, "objective": repr(recipe.objective())}
 
 
 def _versions() -> str:

@@ -1,6 +1,7 @@
 """The training loop; a method is an objective that it minimises."""
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -82,7 +83,7 @@ def train(
     sources = [tensors(x, y), *([] if extra is None else [extra])]
     seed = fresh_seed() if seed is None else check_seed(seed)
     batches = Batches([source.size for source in sources], batch_size, parts, drop_last, seed)
-    done = minimise(
+    steps = minimise(
         *(fabric_of(model), model, objective, sources, batches, optimizer),
         epochs=range(first_epoch, first_epoch + epochs),
         augment=augment,
@@ -90,8 +91,8 @@ def train(
     losses: list[float] = []
     mean = Mean()
     title = progress if isinstance(progress, str) else "train"
-    with tqdm(total=epochs, desc=title, unit="epoch", disable=not progress) as bar:
-        for step, loss in done:
+    with closing(steps), tqdm(total=epochs, desc=title, unit="epoch", disable=not progress) as bar:
+        for step, loss in steps:
             mean.add(loss, len(step.rows))
             if step.last:
                 losses.append(mean.value)

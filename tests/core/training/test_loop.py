@@ -3,8 +3,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from rs_plugins.core.training.batches import Batches, tensors
+from rs_plugins.core.training.fabric import fabric_of
 from rs_plugins.core.training.gaussian import gaussian, plain
-from rs_plugins.core.training.loop import train
+from rs_plugins.core.training.loop import minimise, train
 from rs_plugins.errors import InputError, ModelError
 
 X = torch.rand(10, 4, generator=torch.Generator().manual_seed(0))
@@ -191,3 +193,123 @@ def test_images_and_models_that_make_no_sense_are_refused():
         train(network(), X * 255, Y, plain, optimizer=None, epochs=1)
     with pytest.raises(InputError, match="model: it has no parameters or buffers"):
         train(nn.Flatten(), X, Y, plain, optimizer=None, epochs=1)
+
+
+def test_more_images_are_weighed():
+    """With one image in each source a step's gradient is that of its image times the weight."""
+    model = network()
+    x, y = X[:1], Y[:1]
+    other = tensors(X[1:2], 1 - Y[1:2], weight=0.25)
+    steps = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: steps.append(model.weight.detach().clone()))
+    before = model.weight.detach().clone()
+    expected = {}
+    for name, image, label, weight in (("own", x, y, 1.0), ("other", X[1:2], 1 - Y[1:2], 0.25)):
+        loss = nn.functional.cross_entropy(model(image), label)
+        expected[name] = before - 0.1 * weight * torch.autograd.grad(loss, model.weight)[0]
+    losses = train(model, x, y, plain, optimizer=optimizer, epochs=1, extra=other)
+    assert len(steps) == 2
+    assert any(torch.allclose(steps[0], found) for found in expected.values())
+    assert not torch.allclose(steps[0], steps[1])
+    assert len(losses) == 1
+
+
+def test_a_weight_of_zero_leaves_images_out():
+    def weights(extra):
+        return run(extra=tensors(X[:4], Y[:4], weight=0.0) if extra else None, batch_size=10, epochs=1)[0].weight
+
+    assert torch.equal(weights(extra=True), weights(extra=False))
+
+
+def test_images_are_changed_before_the_objective_sees_them():
+    seen = []
+
+    def objective(model, batch, draws):
+        seen.append(batch.x)
+        return plain(model, batch, draws)
+
+    def augment(x, draws):
+        return x * 0 + draws.uniform(x).unsqueeze(1)
+
+    run(objective, augment=augment, epochs=2, batch_size=10)
+    assert len({float(value) for x in seen for value in x[:, 0]}) == 20
+
+
+def test_epochs_are_counted_from_the_first_one_that_is_named():
+    seen = []
+
+    def objective(model, batch, draws):
+        seen.append(batch.epoch)
+        return plain(model, batch, draws)
+
+    run(objective, first_epoch=5, epochs=2, batch_size=10)
+    assert seen == [5, 6]
+
+
+def test_two_runs_are_one():
+    whole, losses = run(gaussian(0.5), epochs=3)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = train(model, X, Y, gaussian(0.5), optimizer=optimizer, epochs=1, batch_size=4)
+    rest = train(model, X, Y, gaussian(0.5), optimizer=optimizer, epochs=2, first_epoch=1, batch_size=4)
+    assert torch.equal(model.weight, whole.weight)
+    assert [*first, *rest] == losses
+
+
+def test_nothing_of_the_loop_stays_on_model_and_optimiser():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    before = set(vars(optimizer)), set(vars(model)), type(optimizer), type(model)
+    train(model, X, Y, plain, optimizer=optimizer, epochs=1)
+    assert (set(vars(optimizer)), set(vars(model)), type(optimizer), type(model)) == before
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(X), Y).backward()
+    kept = model.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(kept, model.weight)
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_run_that_is_left_in_the_middle_leaves_the_modes(at):
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    source = tensors(X, Y)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    steps = minimise(
+        *(fabric_of(model), model, plain, [source], Batches([10], 4), optimizer), epochs=range(2), workers=0
+    )
+    for _ in range(at):
+        next(steps)
+    steps.close()
+    assert not any(module.training for module in model.modules())
+
+
+def test_readers_of_their_own_change_nothing():
+    def weights(workers):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        source = tensors(X, Y)
+        for _ in minimise(
+            *(fabric_of(model), model, gaussian(0.5), [source], Batches([10], 4), optimizer),
+            epochs=range(2),
+            workers=workers,
+        ):
+            pass
+        return model.weight
+
+    assert torch.equal(weights(0), weights(2))
+
+
+def test_a_scheduler_that_raises_leaves_the_modes():
+    class Broken:
+        def step(self):
+            raise RuntimeError("no more")
+
+    model = network().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        train(model, X, Y, plain, optimizer=optimizer, epochs=2, scheduler=Broken())
+    except RuntimeError:
+        assert not model.training
+    else:
+        pytest.fail("it should have raised")
