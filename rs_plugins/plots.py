@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
+    from rs_plugins.core.training.folder import Epoch
+
 Floats = npt.NDArray[np.float64]
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; each series has its own line style as well. Seven and
@@ -182,6 +184,32 @@ def save_certified_accuracy(
     draw_steps(axes, shown, plans)
     _dress(axes, "radius, in pixels of [0, 1]", "certified accuracy (%)")
     axes.legend(fontsize=8.5 if len(shown) <= 6 else 6.5, loc="best", framealpha=0.9)
+    figure.savefig(path)
+
+
+def save_training_curves(path: Path, history: Sequence["Epoch"]) -> None:
+    """Draw the loss and, where it is known, the noisy accuracy of each epoch into the file ``path``.
+
+    Raises:
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    figure = new_figure(7, 4)
+    left = figure.subplots()
+    epochs = [epoch.epoch for epoch in history]
+    dot: dict[str, Any] = {"marker": "o", "markersize": 3} if len(history) < MANY else {}  # a line needs two points
+    lines = left.plot(epochs, [epoch.loss for epoch in history], STYLES[0], color=COLOURS[0], label="loss", **dot)
+    left.set(xlabel="epoch", ylabel="loss")
+    left.grid(alpha=0.25)
+    left.spines["top"].set_visible(False)
+    known = [epoch for epoch in history if epoch.noisy_accuracy is not None]
+    if known:
+        right = left.twinx()
+        percent = [100 * (epoch.noisy_accuracy or 0) for epoch in known]
+        label = "accuracy under one noise draw"
+        lines += right.plot([epoch.epoch for epoch in known], percent, STYLES[1], color=COLOURS[1], label=label, **dot)
+        right.set(ylabel="accuracy (%)", ylim=(0, 101))
+        right.spines["top"].set_visible(False)
+    left.legend(handles=lines, fontsize=8.5, loc="center right", framealpha=0.9)
     figure.savefig(path)
 
 

@@ -111,8 +111,8 @@ def _run(out: Path, progress: bool, **options: Any) -> None:
         warnings.warn(f"{_PICTURE} needs matplotlib: pip install 'rs-plugins[plots]'", RSPluginsWarning, stacklevel=1)
         shown = 0
     find_modules_here()
-    network = load_network(options["model"], options["weights"]).to(device)
-    smoothed = SmoothedModel(network, options["sigma"], samples=options["samples"]).eval()
+    network, sigma = load_network(options)
+    smoothed = SmoothedModel(network.to(device), sigma, samples=options["samples"]).eval()
     aimed = named.aimed(smoothed, base=options["on"] == "base")
     data = open_data(options)
     judge = {name: options[name] for name in ("n", "alpha", "confidence", "seed", "batch_size", "resume")}

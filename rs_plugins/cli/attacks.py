@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rs_plugins import registry
-from rs_plugins.cli.named_options import convert, split_text
+from rs_plugins.cli.named_options import convert, fraction, split_text
 from rs_plugins.errors import InputError, RSPluginsError
 
 if TYPE_CHECKING:
@@ -166,21 +166,15 @@ def _value(option: str, text: str, hint: Any, parameter: inspect.Parameter | Non
     if hint is None or hint is Any:
         hint = next((kind for kind in (bool, str) if parameter and isinstance(parameter.default, kind)), None)
     if hint is not None:
-        return convert(option, text, hint, "attack", number=_number)
+        return convert(option, text, hint, "attack", number=fraction)
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
     with suppress(ValueError):
         return int(text)
     with suppress(ValueError, ZeroDivisionError):
-        return _number(text)
+        return fraction(text)
     return text
-
-
-def _number(text: str) -> float:
-    """Read a number, also as 8/255."""
-    above, slash, below = text.partition("/")
-    return float(above) / float(below) if slash else float(above)
 
 
 def _plain(value: Any) -> Any:

@@ -97,7 +97,7 @@ def certify(out: Path, quiet: bool, **options: Any) -> None:
     click.echo(_summary(out, results))
 
 
-def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: str, **options: Any) -> "Results":
+def _run(out: Path, progress: bool, *, plan: str, **options: Any) -> "Results":
     import torch
 
     from rs_plugins.core.job import Selection, certify_data_set
@@ -106,9 +106,9 @@ def _run(out: Path, progress: bool, *, model: str, weights: Path | None, plan: s
     chosen, device = _plan(plan), check_device(options["device"] or default_device())
     selection = Selection(*(options[name] for name in ("start", "stop", "skip", "shard")))
     find_modules_here()
-    network = load_network(model, weights)
+    network, sigma = load_network(options)
     return certify_data_set(
-        *(network.to(device), open_data(options), options["sigma"], out),
+        *(network.to(device), open_data(options), sigma, out),
         plan=chosen,
         seed=options["seed"],
         selection=selection,

@@ -49,6 +49,12 @@ def convert(option: str, text: str, kind: Any, subject: str, *, number: Callable
         raise InputError(f"{subject}: {option}: expected {expected}{several}, got {text!r}") from None
 
 
+def fraction(text: str) -> float:
+    """Read a number, also as 8/255."""
+    above, slash, below = text.partition("/")
+    return float(above) / float(below) if slash else float(above)
+
+
 def _as(text: str, kind: Any, number: Callable[[str], float]) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         if text.lower() == "none" and type(None) in get_args(kind):

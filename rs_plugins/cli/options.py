@@ -30,24 +30,31 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
     return decorate
 
 
+data_option = click.option(
+    "--data",
+    required=True,
+    metavar="FORMAT[:PLACE]",
+    help="digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE (arrays images, labels) or npz-jpeg:FILE.",
+)
+image_size_option = click.option(
+    "--image-size", type=int, help="For imagefolder: scale the shorter side to 8/7 of this, cut out the centre."
+)
 model_options = _together(
     click.option(
-        "--model", required=True, metavar="PACKAGE.MODULE:FUNCTION", help="Returns the model, normalisation inside."
+        "--model",
+        required=True,
+        metavar="PACKAGE.MODULE:FUNCTION|DIR",
+        help="Returns the model, normalisation inside; or a folder that rs-plugins train wrote.",
     ),
     click.option("--weights", type=click.Path(path_type=Path), help="safetensors, or a torch file of tensors only."),
-    click.option(
-        "--data",
-        required=True,
-        metavar="FORMAT[:PLACE]",
-        help="digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE (arrays images, labels) or npz-jpeg:FILE.",
-    ),
+    data_option,
     click.option(
         "--split", type=click.Choice(["test", "train"]), help="Part of the data set, if it has parts.  [test]"
     ),
+    image_size_option,
     click.option(
-        "--image-size", type=int, help="For imagefolder: scale the shorter side to 8/7 of this, cut out the centre."
+        "--sigma", type=float, help="Noise, in pixels of [0, 1].  [that of training, where --model is a folder]"
     ),
-    click.option("--sigma", type=float, required=True, help="Noise, in pixels of [0, 1]."),
 )
 
 range_options = _together(
@@ -70,21 +77,36 @@ def find_modules_here() -> None:
         sys.path.insert(0, "")
 
 
-def load_network(target: str, weights: Path | None) -> "nn.Module":
-    """Return the model, with ``weights``; without, what the function returns has to be the same each time.
+def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
+    """Return the model that ``model`` and ``weights`` name, and ``sigma``, by default that of its training.
+
+    Without weights, what a function returns has to be the same each time.
 
     Raises:
-        InputError: If it is not.
+        InputError: If it is not, or the options do not go together.
     """
     from rs_plugins.core.checkpoints import load_weights, make_model
     from rs_plugins.core.models import digest
+    from rs_plugins.core.training.trained import load_trained
 
+    target, weights, sigma = (options[name] for name in ("model", "weights", "sigma"))
+    if Path(target).is_dir():
+        if weights is not None:
+            raise InputError(f"weights: the folder {target} has its own, expected no --weights beside it")
+        trained = load_trained(target)
+        return trained.model, trained.sigma if sigma is None else sigma
+    if ":" not in target:
+        raise InputError(
+            f"model: expected PACKAGE.MODULE:FUNCTION, or a folder that rs-plugins train wrote, got {target!r}"
+        )
+    if sigma is None:
+        raise InputError(f"sigma: expected --sigma beside {target}, got none; only a folder of a trained model says it")
     network = make_model(target)
     if weights is not None:
         load_weights(network, weights)
     elif digest(network) != digest(make_model(target)):
         raise InputError(f"model: {target} returns other weights each time; give --weights")
-    return network
+    return network, sigma
 
 
 def open_data(options: Mapping[str, Any]) -> "DataSet":

@@ -11,13 +11,14 @@ from rs_plugins.errors import RSPluginsWarning
 
 
 @contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Write our own warnings to stderr as ``warning: …``, others as Python does."""
+def plain_warnings(*, shown: bool = True) -> Iterator[None]:
+    """Write our own warnings to stderr as ``warning: …``, or nowhere if not ``shown``; others as Python does."""
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
         if issubclass(category, RSPluginsWarning):
-            click.echo(f"warning: {message}", err=True)
+            if shown:
+                click.echo(f"warning: {message}", err=True)
         else:
             before(message, category, *rest, **named)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rs_plugins.core.checks import PIXEL_TOLERANCE
+from rs_plugins.core.checks import PIXEL_TOLERANCE, check_count
 from rs_plugins.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -62,6 +62,18 @@ def in_memory(name: str, images: Array, labels: Array, *, classes: int | None = 
     return DataSet(
         *(name, labels, tuple(images.shape[1:]), digest.hexdigest(), partial(_pixels_of, images)), classes=classes
     )
+
+
+def first_images(data: DataSet, count: int) -> DataSet:
+    """Return the first ``count`` images of ``data`` as a data set; all of it if there are no more.
+
+    Raises:
+        InputError: If ``count`` is no integer >= 1.
+    """
+    if check_count(count, "images") >= len(data):
+        return data
+    digest = hashlib.sha256(f"{data.digest} first {count}".encode()).hexdigest()
+    return replace(data, labels=data.labels[:count], digest=digest)
 
 
 def check_labels(name: str, labels: Array, n: int) -> Ints:

@@ -44,18 +44,22 @@ def open_data_set(text: str, *, split: str | None = None, image_size: int | None
     path = Path(place).expanduser()
     if not path.exists():
         raise InputError(f"data: {name}: there is no {path}")
-    open_it, has_parts = _ON_DISK.get(name, (None, False))
-    if split is not None and not has_parts:
+    if split is not None and not has_parts(text):
         raise InputError(f"split: {name} has no parts; name the folder or file of the part that you want")
-    if open_it is None:
+    if name == "imagefolder":
         return image_folder.open_image_folder(
             path, None if image_size is None else check_count(image_size, "image_size")
         )
+    open_it, _ = _ON_DISK[name]
     return open_it(path, split or "test")
 
 
 def open_training_set(text: str, *, image_size: int | None = None) -> DataSet:
     """Open the part "train" of a data set as `open_data_set` does; one without parts as it is."""
+    return open_data_set(text, split="train" if has_parts(text) else None, image_size=image_size)
+
+
+def has_parts(text: str) -> bool:
+    """Whether a text as `open_data_set` takes it names a data set with a part "train" and a part "test"."""
     name = text.partition(":")[0]
-    has_parts = name == "digits" or _ON_DISK.get(name, (None, False))[1]
-    return open_data_set(text, split="train" if has_parts else None, image_size=image_size)
+    return name == "digits" or _ON_DISK.get(name, (None, False))[1]

@@ -5,10 +5,11 @@ ends; here it is computed in log space and goes on.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +176,9 @@ class DDN:
                 levels=self.levels,
             )
         return found
+
+
+ATTACKS: Mapping[str, Any] = MappingProxyType({"pgd": PGD, "ddn": DDN, "ball-first-pgd": BallFirstPGD})
 
 
 def ascend(

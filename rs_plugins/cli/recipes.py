@@ -1,0 +1,108 @@
+"""Recipes of training as texts: ``--method smoothmix:steps=4,w_mix=5``, or a preset with changes."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from rs_plugins.cli.named_options import convert, fraction, split_text
+from rs_plugins.errors import InputError
+
+if TYPE_CHECKING:
+    from rs_plugins.core.training.recipe import Recipe
+
+# options of the command that change the recipe's setting of that name
+CHANGES = (
+    *("architecture", "normalise", "augment", "epochs", "batch_size", "parts"),
+    *("lr", "lr_step", "lr_factor", "lr_drop", "momentum", "weight_decay"),
+)
+
+
+def choose_recipe(options: Mapping[str, Any]) -> "Recipe":
+    """Return the recipe that ``method`` and ``sigma``, or ``preset``, and `CHANGES` among ``options`` describe.
+
+    Beside a preset, ``epochs`` shortens or stretches it as a whole: what is counted in epochs keeps its proportion.
+
+    Raises:
+        InputError: If they contradict each other, or one has an impossible value.
+    """
+    from rs_plugins.core.training.presets import preset
+    from rs_plugins.core.training.recipe import Recipe
+
+    name, method, sigma = (options[option] for option in ("preset", "method", "sigma"))
+    changes = {option: options[option] for option in CHANGES if options[option] is not None}
+    if changes.get("normalise") == "none":
+        changes["normalise"] = None
+    if name is None:
+        if method is None:
+            raise InputError("method: expected --method NAME with --sigma, or --preset NAME, got neither")
+        full, its = parse_method(method)
+        if sigma is None:
+            raise InputError("sigma: expected --sigma beside --method, got none")
+        return Recipe(method=full, sigma=sigma, options=MappingProxyType(its), **changes)
+    if method is not None:
+        raise InputError("method: expected --method or --preset, got both")
+    recipe = preset(name)
+    if sigma is not None:
+        raise InputError(f"sigma: the preset {name} has {recipe.sigma:g}, expected no --sigma beside it")
+    if "epochs" in changes:
+        recipe = recipe.shortened(changes.pop("epochs"))
+    return replace(recipe, **changes)
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the method and its options in ``NAME`` or ``NAME:OPTION=VALUE,…``.
+
+    Of a method with an attack inside, ``attack`` is the name of one, and the options of the attack stand among the
+    method's, as in ``smoothadv:attack=ddn,eps=0.5,samples=2``.
+
+    Raises:
+        InputError: If there is no such method or option, or a value is none for it; the message says what there is.
+    """
+    from rs_plugins.core.training.methods import METHODS
+
+    name, given = split_text(text, "method")
+    if name not in METHODS:
+        methods = ", ".join(METHODS)
+        raise InputError(f"method: expected one of {methods}, with options as in smoothmix:steps=4, got {name!r}")
+    own = _hints(METHODS[name])
+    attack = _attack(METHODS[name], given)
+    inner = {} if attack is None else _hints(attack)
+    for option in given:
+        if option == "sigma":
+            raise InputError("method: sigma is no option of a method but of the command, --sigma")
+        if option not in (*own, *inner):
+            its = f", and of its attack {', '.join(inner)}" if inner else ""
+            raise InputError(f"method: {name} has no option {option!r}; it has {', '.join(own)}{its}")
+    options, of_attack = (
+        {
+            option: convert(option, value, hints[option], "method", number=fraction)
+            for option, value in given.items()
+            if option in hints and option != "attack"
+        }
+        for hints in (own, inner)
+    )
+    if attack is not None:
+        options["attack"] = attack(**of_attack)
+    return name, options
+
+
+def _attack(method: Any, given: Mapping[str, str]) -> Any:
+    """Return the class of the attack inside, that of the method's default if none is given; None for none."""
+    from rs_plugins.core.training.inner_attacks import ATTACKS
+
+    field = next((field for field in fields(method) if field.name == "attack"), None)
+    if field is None:
+        return None
+    if "attack" in given:
+        if given["attack"] in ATTACKS:
+            return ATTACKS[given["attack"]]
+        raise InputError(f"method: attack: expected one of {', '.join(ATTACKS)}, got {given['attack']!r}")
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return None if default is None else type(default)
+
+
+def _hints(settings: Any) -> dict[str, Any]:
+    """Return what can be set of a method or an attack, with the annotations."""
+    hints = get_type_hints(settings)
+    return {field.name: hints[field.name] for field in fields(settings) if field.name not in ("sigma", "family")}

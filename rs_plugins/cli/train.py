@@ -1,0 +1,293 @@
+"""``rs-plugins train``: a network trained for certification, into a folder."""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rs_plugins.cli.model_errors import plain_model_errors
+from rs_plugins.cli.options import (
+    INTERRUPTED,
+    data_option,
+    default_device,
+    device_option,
+    find_modules_here,
+    image_size_option,
+    quiet_option,
+)
+from rs_plugins.cli.plain_warnings import plain_warnings
+from rs_plugins.cli.recipes import choose_recipe
+from rs_plugins.cli.tables import as_text
+from rs_plugins.errors import InputError, ResultsError, RSPluginsWarning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rs_plugins.core.data_sets.data_set import DataSet
+    from rs_plugins.core.training.folder import Epoch
+    from rs_plugins.core.training.recipe import Recipe
+
+_PICTURE = "training.png"
+_MOST_ROWS = 12  # of the table at the end
+_PASSED_ON = ("extra_weight", "seed", "precision", "channels_last", "workers", "keep", "resume")
+
+
+def _list_presets(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    from rs_plugins.core.training.presets import PRESETS
+
+    rows = [
+        [name, *map(str, (recipe.architecture, recipe.epochs, recipe.batch_size, recipe.parts, f"{recipe.lr:g}"))]
+        for name, recipe in PRESETS.items()
+    ]
+    click.echo(as_text([["preset", "arch", "epochs", "batch size", "parts", "lr"], *rows]))
+    context.exit()
+
+
+@click.command(
+    epilog="Examples: rs-plugins train --preset smoothmix-mnist-0.5 --data mnist:data --out run; rs-plugins train "
+    "--method smoothadv:attack=ddn,eps=0.5,samples=2 --sigma 0.25 --arch resnet20 --data cifar10:data --out run; "
+    "torchrun --nproc-per-node 2 -m rs_plugins train ..."
+)
+@click.option(
+    "--method",
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="gaussian, stability, stability-rs4a, stability-confseq, smoothadv, smoothmix, consistency or macer, such as "
+    "smoothmix:steps=4,w_mix=5 or smoothadv:attack=pgd,eps=0.5,steps=10,samples=4.",
+)
+@click.option("--sigma", type=float, help="Noise, in pixels of [0, 1]; beside --method.")
+@click.option("--preset", metavar="NAME", help="Instead of both: a paper's recipe, such as smoothmix-mnist-0.5.")
+@click.option(
+    "--presets", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets, help="List them and stop."
+)
+@data_option
+@image_size_option
+@click.option("--train-images", type=int, help="Train on the first so many images only.")
+@click.option(
+    *("--out", "out"),
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The folder to write: model.safetensors, model.json, history.csv, training.png, checkpoints.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the folder if it has checkpoints.")
+@click.option(
+    *("--arch", "architecture"),
+    metavar="NAME",
+    help="lenet, resnet20, resnet56, resnet110, PACKAGE.MODULE:FUNCTION, torchvision.NAME, timm.NAME, or NAME of "
+    "either.  [the preset's, else lenet]",
+)
+@click.option(
+    "--normalise",
+    type=click.Choice(["none", "data", "cifar10", "imagenet"]),
+    help="Whose mean and standard deviation the first layer has; data: those of the training images.  [the preset's, "
+    "else none]",
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="Begin with these: safetensors, or tensors of torch.")
+@click.option(
+    "--replace-head", is_flag=True, help="With --weights: put a fresh layer in the place of the last linear one."
+)
+@click.option("--weights-classes", type=int, help="With --replace-head: classes in --weights.  [those of --data]")
+@click.option(
+    "--epochs",
+    type=int,
+    help="Passes over the data; beside a preset, its --lr-step and warm-up change in proportion.  [the preset's, else "
+    "90]",
+)
+@click.option("--batch-size", type=int, help="Images per batch.  [the preset's, else 256]")
+@click.option("--parts", type=int, help="Cut a batch into so many, a step of SGD each.  [the preset's, else 1]")
+@click.option("--lr", type=float, help="Learning rate.  [the preset's, else 0.01]")
+@click.option("--lr-step", type=int, help="Epochs after which it drops, each time.  [the preset's, else 30]")
+@click.option("--lr-factor", type=float, help="By what it is multiplied then.  [the preset's, else 0.1]")
+@click.option(
+    "--lr-drop",
+    type=click.Choice(["documented", "reference"]),
+    help="After --lr-step epochs, or one epoch later as in the code of Jeong et al.  [the preset's, else documented]",
+)
+@click.option("--momentum", type=float, help="Momentum of SGD.  [the preset's, else 0.9]")
+@click.option("--weight-decay", type=float, help="Weight decay of SGD.  [the preset's, else 0.0001]")
+@click.option(
+    "--augment/--no-augment", default=None, help="Crop and flip images at random.  [as the preset, else no-augment]"
+)
+@click.option("--extra", metavar="FORMAT[:PLACE]", help="More images to train on, such as ones with pseudo-labels.")
+@click.option(
+    "--extra-weight", type=float, default=1.0, show_default=True, help="By what the loss of --extra is multiplied."
+)
+@click.option(
+    "--validation",
+    metavar="FORMAT[:PLACE]",
+    help="Measure the accuracy under one noise draw on these after each epoch.  [the part test of --data, if any]",
+)
+@click.option(
+    "--validation-images", type=int, default=1000, show_default=True, help="The first so many of them; 0: none."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order, noise and augmentation.")
+@device_option
+@click.option(
+    "--precision",
+    type=click.Choice(["32-true", "bf16-mixed"]),
+    default="32-true",
+    show_default=True,
+    help="bf16-mixed is faster on hardware that has bfloat16.",
+)
+@click.option(
+    "--channels-last/--no-channels-last",
+    default=False,
+    show_default=True,
+    help="Lay the weights out with the channels last; may be faster.",
+)
+@click.option("--workers", type=int, default=0, show_default=True, help="Processes that read images ahead.")
+@click.option("--keep", type=int, default=2, show_default=True, help="How many checkpoints to keep, the latest ones.")
+@quiet_option
+def train(out: Path, quiet: bool, **options: Any) -> None:
+    """Train a network for certification by SGD into a folder, with a checkpoint after each epoch.
+
+    Stopped at any moment and started again with --resume, the job goes on; on a CPU the weights become those of an
+    uninterrupted run, bit for bit. It refuses a folder of another run, but that --epochs may have become more (beside
+    a preset it changes the recipe, and may not).
+
+    Started by torchrun, all processes train one network together, on the batches that a single one would have.
+
+    The folder is a model: rs-plugins certify --model DIR, and rs_plugins.load_trained in Python. The current folder is
+    on the path, so a network defined in mynets.py there is mynets:FUNCTION. The same job in Python is
+    rs_plugins.core.training.job.train_data_set.
+    """
+    try:
+        with plain_warnings(shown=_first_process()), plain_model_errors():
+            _run(out, quiet, **options)
+    except KeyboardInterrupt:
+        if _first_process():
+            click.echo(f"\nstopped; {_written(out)}; go on with the same command and --resume", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _run(out: Path, quiet: bool, **options: Any) -> None:
+    from rs_plugins.core.checks import check_count
+    from rs_plugins.core.data_sets.data_set import first_images
+    from rs_plugins.core.models import check_device
+    from rs_plugins.core.training.initial import describe_network, initial_network
+    from rs_plugins.core.training.job import train_data_set
+
+    recipe, device = choose_recipe(options), check_device(options["device"] or default_device())
+    drawn = find_spec("matplotlib") is not None
+    if not drawn:
+        warnings.warn(f"{_PICTURE} needs matplotlib: pip install 'rs-plugins[plots]'", RSPluginsWarning, stacklevel=1)
+    find_modules_here()
+    data, extra, validation = _open(options)
+    count = options["train_images"]
+    chosen = data if count is None else first_images(data, check_count(count, "train_images"))
+    network = describe_network(data, recipe.architecture, normalise=recipe.normalise, seed=options["seed"])
+    model = initial_network(network, options["weights"], classes=_classes_in_weights(options, network))
+    history = train_data_set(
+        *(model, chosen, recipe, out),
+        network=network,
+        extra=extra,
+        validation=validation,
+        device=device,
+        progress=not quiet and sys.stderr.isatty(),
+        **{name: options[name] for name in _PASSED_ON},
+    )
+    if not _first_process():
+        return
+    click.echo(f"{_title(recipe, model, chosen)}\n\n{_table(history)}\n")
+    for file in ("model.safetensors", "model.json", "history.csv"):
+        click.echo(f"  {out / file}")
+    if drawn and history:
+        _draw(out / _PICTURE, history)
+    click.echo(f"\nnext: {_next(out, options)}")
+
+
+def _open(options: Mapping[str, Any]) -> "tuple[DataSet, DataSet | None, DataSet | None]":
+    """Return the images to train on, more of them, and those to measure the accuracy on."""
+    from rs_plugins.core.checks import check_count
+    from rs_plugins.core.data_sets.data_set import first_images
+    from rs_plugins.core.data_sets.opening import has_parts, open_data_set, open_training_set
+
+    def size(text: str) -> int | None:
+        return options["image_size"] if text.startswith("imagefolder:") else None
+
+    first, text = check_count(options["validation_images"], "validation_images", least=0), options["validation"]
+    if text is None and has_parts(options["data"]):
+        text = options["data"]
+    data = open_training_set(options["data"], image_size=options["image_size"])
+    extra = options["extra"] and open_training_set(options["extra"], image_size=size(options["extra"]))
+    validation = open_data_set(text, image_size=size(text)) if text and first else None
+    return data, extra, None if validation is None else first_images(validation, first)
+
+
+def _classes_in_weights(options: Mapping[str, Any], network: Mapping[str, Any]) -> int | None:
+    """Return the number of classes of the network in the file of weights if its head is to be replaced."""
+    if not options["replace_head"]:
+        if options["weights_classes"] is not None:
+            raise InputError("weights_classes: only with --replace-head, got it without")
+        return None
+    if options["weights"] is None:
+        raise InputError("replace_head: expected --weights beside it, got none")
+    return network["classes"] if options["weights_classes"] is None else int(options["weights_classes"])
+
+
+def _first_process() -> bool:
+    """Whether this is the one of the processes started by torchrun that speaks, or was not started by it."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+
+
+def _title(recipe: "Recipe", network: "nn.Module", data: "DataSet") -> str:
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return (
+        f"{recipe.method}, sigma {recipe.sigma:g}: {recipe.architecture} of {count:,} parameters "
+        f"on {len(data)} images of {data.name}"
+    )
+
+
+def _table(history: Sequence["Epoch"]) -> str:
+    """Return the first epoch, the last, and some between, with the time up to each."""
+    steps = min(len(history), _MOST_ROWS) - 1
+    shown = sorted({place * (len(history) - 1) // max(1, steps) for place in range(steps + 1)})
+    rows = [
+        [
+            *(str(history[place].epoch), f"{history[place].loss:.4f}", _percent(history[place].noisy_accuracy)),
+            *(f"{history[place].lr:g}", f"{sum(epoch.seconds for epoch in history[: place + 1]):.1f}"),
+        ]
+        for place in shown
+    ]
+    return as_text([["epoch", "loss", "noisy accuracy", "lr", "seconds"], *rows])
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _draw(path: Path, history: Sequence["Epoch"]) -> None:
+    from rs_plugins.plots import save_training_curves
+
+    try:
+        save_training_curves(path, history)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ResultsError(f"{path}: cannot be written ({reason}); the rest is complete") from error
+    click.echo(f"  {path}")
+
+
+def _next(out: Path, options: Mapping[str, Any]) -> str:
+    """Return how to certify the network on images that it was not trained on."""
+    from rs_plugins.core.data_sets.opening import has_parts
+
+    data = options["validation"] or (options["data"] if has_parts(options["data"]) else "FORMAT:PLACE")
+    return shlex.join(
+        ["rs-plugins", "certify", "--model", str(out), "--data", data, "--out", str(out / "certified.tsv")]
+    )
+
+
+def _written(out: Path) -> str:
+    if not out.is_dir():
+        return "nothing is trained yet"
+    from rs_plugins.core.training.folder import checkpoints_in
+
+    places = checkpoints_in(out)
+    return f"the last checkpoint is {places[-1]}" if places else "there is no checkpoint yet"
