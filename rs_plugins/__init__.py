@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rs_plugins.core.plans.fixed_budget import FixedBudget as FixedBudget
     from rs_plugins.core.plans.on_grid import OnGrid as OnGrid
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
+    from rs_plugins.core.training.trained import load_trained as load_trained
     from rs_plugins_art.black_box import SmoothedBlackBox as SmoothedBlackBox
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
     from rs_plugins_art.trainers import ConsistencyTrainer as ConsistencyTrainer
@@ -59,6 +60,7 @@ _HOME = {
     "certify": "rs_plugins.core.certification",
     "deactivate": "rs_plugins.activation",
     "evaluate_attack": "rs_plugins.core.attack_evaluation",
+    "load_trained": "rs_plugins.core.training.trained",
 }
 _EXTRA = {"rs_plugins_art": "art", "rs_plugins_torchattacks": "torchattacks"}
 __all__ = sorted(_HOME)
