@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checkpoints import load_weights
 from rs_plugins.core.results_writer import changes, lock, record_text, write_whole
+from rs_plugins.core.training.loop import Mean
 from rs_plugins.core.training.trained import WEIGHTS, plain_tensors, save_trained
 from rs_plugins.errors import InputError, ResultsError
 
@@ -58,16 +59,14 @@ class Progress:
     Attributes:
         epoch: Number of finished epochs.
         steps: Number of finished steps of the epoch under way.
-        total: Sum of the losses of its images so far.
-        images: Number of these.
+        loss: Mean loss of its images so far.
         seconds: Time that it has taken so far.
         history: The finished epochs.
     """
 
     epoch: int = 0
     steps: int = 0
-    total: float = 0.0
-    images: int = 0
+    loss: Mean = field(default_factory=Mean)
     seconds: float = 0.0
     history: list[Epoch] = field(default_factory=list)
 
@@ -198,7 +197,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         tensors = load_file(place / _OPTIMIZER)
         found = json.loads((place / _PROGRESS).read_text(encoding="utf-8"))
         rest = found.pop("optimizer")
-        progress = Progress(**{**found, "history": [Epoch(**epoch) for epoch in found["history"]]})
+        history = [Epoch(**epoch) for epoch in found.pop("history")]
+        progress = Progress(**found | {"loss": Mean(**found["loss"])}, history=history)
         load_weights(model, place / WEIGHTS)
         optimizer.load_state_dict(_restored(tensors, rest))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -23,7 +23,7 @@ from rs_plugins.core.training.augmentation import crop_and_flip
 from rs_plugins.core.training.batches import Batches, Step, data_set
 from rs_plugins.core.training.fabric import Precision, launched_fabric
 from rs_plugins.core.training.folder import Epoch, Progress, TrainingFolder, checkpoints_in, load_checkpoint
-from rs_plugins.core.training.loop import minimise
+from rs_plugins.core.training.loop import Mean, minimise
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.stopping import Stop, stop_noted
 from rs_plugins.core.training.validation import noisy_accuracy
@@ -183,7 +183,7 @@ def _counted(steps: Iterator[tuple[Step, float]], state: Progress, folder: Path)
         for step, loss in steps:
             now = time.perf_counter()
             state.steps, state.seconds, before = state.steps + 1, state.seconds + now - before, now
-            state.total, state.images = state.total + loss * len(step.rows), state.images + len(step.rows)
+            state.loss.add(loss, len(step.rows))
             yield step
     except ModelError as error:
         places = checkpoints_in(folder)
@@ -192,9 +192,9 @@ def _counted(steps: Iterator[tuple[Step, float]], state: Progress, folder: Path)
 
 
 def _finish_epoch(state: Progress, accuracy: float | None, rate: float) -> None:
-    epoch = Epoch(state.epoch + 1, state.total / state.images, accuracy, rate, state.seconds)
+    epoch = Epoch(state.epoch + 1, state.loss.value, accuracy, rate, state.seconds)
     state.history.append(epoch)
-    state.epoch, state.steps, state.total, state.images, state.seconds = epoch.epoch, 0, 0.0, 0, 0.0
+    state.epoch, state.steps, state.loss, state.seconds = epoch.epoch, 0, Mean(), 0.0
 
 
 def _agreed(fabric: "Fabric", stop: Stop) -> bool:
@@ -214,5 +214,5 @@ def _bar(state: Progress, recipe: Recipe, batches: Batches, *, shown: bool) -> "
 def _show(bar: "tqdm[Any]", state: Progress) -> None:
     last = state.history[-1].noisy_accuracy if state.history else None
     accuracy = {} if last is None else {"noisy_accuracy": f"{last:.1%}"}
-    bar.set_postfix(epoch=state.epoch + 1, loss=f"{state.total / state.images:.4f}", **accuracy, refresh=False)
+    bar.set_postfix(epoch=state.epoch + 1, loss=f"{state.loss.value:.4f}", **accuracy, refresh=False)
     bar.update()

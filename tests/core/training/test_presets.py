@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import torch
 from torch import nn
 
 from rs_plugins.core.training.consistency import Consistency
@@ -139,3 +138,38 @@ def test_unknown_names_are_refused_with_the_known_ones():
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_are_made_by_name(name):
     assert make_objective(name, 0.25) == METHODS[name](0.25)
+
+
+def test_a_shorter_recipe_keeps_its_proportions():
+    short = preset("smoothmix-mnist-0.5").shortened(9)
+    assert (short.epochs, short.lr_step, short.options["warmup"]) == (9, 3, 1)
+    assert short.options["steps"] == preset("smoothmix-mnist-0.5").options["steps"]
+    assert (short.lr, short.batch_size, short.parts) == (0.01, 256, 4)
+    assert preset("macer-mnist-0.5").shortened(30).options["deferred"] == 10
+    assert preset("smoothadv-mnist-0.5").shortened(90) == preset("smoothadv-mnist-0.5")
+    assert preset("smoothadv-mnist-0.5").shortened(180).options["warmup"] == 20
+    assert preset("gaussian-mnist-0.5").shortened(1).lr_step == 1
+    with pytest.raises(InputError, match="epochs: expected an integer >= 1, got 0"):
+        preset("gaussian-mnist-0.5").shortened(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": -1}, "epochs: expected an integer >= 0"),
+        ({"batch_size": 0}, "batch_size: expected an integer >= 1"),
+        ({"parts": 0}, "parts: expected an integer >= 1"),
+        ({"lr": 0.0}, "lr: expected a finite number > 0"),
+        ({"lr_step": 0}, "lr_step: expected an integer >= 1"),
+        ({"lr_factor": -0.1}, "lr_factor: expected a finite number > 0"),
+        ({"momentum": -0.1}, "momentum: expected a finite number >= 0"),
+        ({"weight_decay": -1}, "weight_decay: expected a finite number >= 0"),
+        ({"augment": "yes"}, "augment: expected True or False"),
+        ({"sigma": 0.0}, "sigma: expected a finite number > 0"),
+        ({"method": "magic"}, "method: expected one of 'consistency'"),
+        ({"options": {"steps": 3}}, "steps: 'gaussian' has no such option"),
+    ],
+)
+def test_impossible_recipes_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(preset("gaussian-mnist-0.5"), **change)

@@ -1,0 +1,106 @@
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rs_plugins.core.architectures.named import make_network
+from rs_plugins.core.architectures.normalise import STATISTICS, statistics
+from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.training.initial import NORMALISATIONS, describe_network, initial_network
+from rs_plugins.errors import InputError
+
+
+def images(channels=3, classes=None):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, channels, 8, 8), dtype=np.uint8)
+    return in_memory("noise", pixels, np.array([0, 1, 2, 3, 0, 1]), classes=classes)
+
+
+def equal(one, other):
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    """A module whose functions make networks, for 4 and for 7 classes."""
+    source = "from torch import nn\nfrom functools import partial\n"
+    source += "def four(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))\n"
+    source += "def seven(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 7))\n"
+    source += "def none(): return nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())\n"
+    (tmp_path / "initial_nets.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("initial_nets", None)
+
+
+def test_channels_and_classes_are_those_of_the_data():
+    assert describe_network(images(), "resnet20") == {"name": "resnet20", "classes": 4, "channels": 3, "seed": 0}
+    found = describe_network(images(1, classes=9), "lenet", seed=3)
+    assert found == {"name": "lenet", "classes": 9, "channels": 1, "seed": 3}
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_the_first_layer_normalises(normalise):
+    found = describe_network(images(), "resnet20", normalise=normalise)
+    expected = statistics(images()) if normalise == "data" else STATISTICS[normalise]
+    assert json.loads(json.dumps(found)) == found
+    torch.testing.assert_close(make_network(**found)[0].std, torch.tensor(expected.std))
+    assert found["mean"] == list(expected.mean)
+
+
+def test_a_normalisation_that_is_none():
+    with pytest.raises(InputError, match=r"^normalise: expected one of 'data', 'cifar10', 'imagenet' or None, got 'x'"):
+        describe_network(images(), "lenet", normalise="x")
+
+
+def test_fresh_weights_and_those_of_a_file(tmp_path):
+    network = describe_network(images(), "resnet20", seed=1)
+    assert equal(initial_network(network), make_network(**network))
+    other = make_network("resnet20", classes=4, seed=2)
+    torch.save(other.state_dict(), tmp_path / "w.pt")
+    assert equal(initial_network(network, tmp_path / "w.pt"), other)
+
+
+def test_the_head_gives_way_to_a_fresh_one(tmp_path):
+    trained = make_network("resnet20", classes=6, seed=2)
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    network = describe_network(images(), "resnet20", normalise="cifar10", seed=1)
+    with pytest.raises(InputError, match=r"expected shape \(4, 64\), got \(6, 64\)"):
+        initial_network(network, tmp_path / "w.pt")
+    found = initial_network(network, tmp_path / "w.pt", classes=6)
+    make_network(**network).load_state_dict(found.state_dict())  # so it can be loaded once it is trained
+    own, theirs = found[1].state_dict(), trained.state_dict()
+    head = {"linear.weight", "linear.bias"}
+    assert all(torch.equal(own[key], theirs[key]) for key in own.keys() - head)
+    assert not any(torch.equal(own[key], theirs[key][:4]) for key in head)
+    again = initial_network(network, tmp_path / "w.pt", classes=6)
+    other = initial_network({**network, "seed": 5}, tmp_path / "w.pt", classes=6)
+    assert equal(again, found)
+    assert not equal(other, found)
+
+
+def test_a_function_of_ones_own(nets):
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(192, 6)).state_dict(), nets / "w.pt")
+    network = describe_network(images(), "initial_nets:four")
+    assert initial_network(network, nets / "w.pt", classes=6)[1].out_features == 4
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            "seven",
+            "replace_head: initial_nets:seven makes 1.weight of shape (7, 192), and a last linear layer for 4 classes "
+            "has (4, 192)",
+        ),
+        ("none", "model: expected a network with a torch.nn.Linear to replace, got none in it"),
+    ],
+)
+def test_a_head_that_could_not_be_made_again(nets, function, message):
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(192, 6)).state_dict(), nets / "w.pt")
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        initial_network(describe_network(images(), f"initial_nets:{function}"), nets / "w.pt", classes=6)
