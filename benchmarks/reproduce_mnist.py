@@ -7,7 +7,6 @@ takes the first images only; both are in the table.
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from machine import Clock, environment
 from published_mnist import PUBLISHED
 
 from rs_plugins.core.architectures.named import make_network
-from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.data_sets.data_set import first_images
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.job import Selection, certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
@@ -74,10 +73,10 @@ def train(name: str, folder: Path, how: dict[str, Any]) -> None:
     recipe = PRESETS[name].shortened(how["epochs"])
     network = {"name": recipe.architecture, "seed": how["seed"]}
     train_data_set(
-        *(make_network(**network), first(open_data_set(PLACE, split="train"), how["train_images"]), recipe),
+        *(make_network(**network), first_images(open_data_set(PLACE, split="train"), how["train_images"]), recipe),
         run_of(name, folder, how),
         network=network,
-        validation=first(open_data_set(PLACE), 1000),
+        validation=first_images(open_data_set(PLACE), 1000),
         seed=how["seed"],
         device=how["device"],
         precision=how["precision"],
@@ -85,12 +84,6 @@ def train(name: str, folder: Path, how: dict[str, Any]) -> None:
         resume=True,
         progress=True,
     )
-
-
-def first(data: DataSet, count: int) -> DataSet:
-    """Return the first ``count`` images."""
-    name = data.name if count == len(data) else f"{data.name}, the first {count}"
-    return replace(data, name=name, labels=data.labels[:count])
 
 
 def certified(name: str, folder: Path, how: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rs_plugins.core.data_sets.data_set import Array, DataSet, check_labels, in_memory, scaled
@@ -28,6 +29,37 @@ def open_npz(path: Path, _split: str) -> DataSet:
     """
     images, labels = _arrays(path, ("images", "labels"))
     return in_memory("npz", _channels_first(images), labels)
+
+
+def write_npz(data: DataSet, path: str | Path, *, at_once: int = 1000) -> None:
+    """Write ``data`` so that `open_npz` reads it; 8-bit where all pixels are multiples of 1/255, else float32.
+
+    Args:
+        data: All of its images are held in memory.
+        path: Ends in ``.npz``.
+        at_once: How many images are read at a time.
+
+    Raises:
+        InputError: If ``path`` has another ending, or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise InputError(f"path: expected a name that ends in .npz, got {path}")
+    starts = range(0, len(data), at_once)
+    parts = [_eight_bit(data.read(range(start, min(start + at_once, len(data))))) for start in starts]
+    if any(part.dtype != np.uint8 for part in parts):
+        parts = [scaled(part).numpy() for part in parts]
+    images = np.concatenate(parts)
+    try:
+        # of a grey image without its channel: of 1 x 3 x 3 nobody could tell which of them are channels
+        np.savez(path, images=images[:, 0] if images.shape[1] == 1 else images, labels=data.labels)
+    except OSError as error:
+        raise InputError(f"path: {path} cannot be written ({error.strerror})") from error
+
+
+def _eight_bit(pixels: Tensor) -> Array:
+    levels = (pixels * 255).round()
+    return (levels.to(torch.uint8) if torch.equal(levels / 255, pixels) else pixels).numpy()
 
 
 def open_npz_jpeg(path: Path, split: str) -> DataSet:
