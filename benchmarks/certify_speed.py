@@ -27,17 +27,19 @@ import numpy as np
 import torch
 from machine import Clock, environment
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from rs_plugins import FixedBudget, certify
+from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.chunks import default_chunk
 from rs_plugins.core.data_sets.opening import open_data_set
+from rs_plugins.core.training.gaussian import gaussian
+from rs_plugins.core.training.loop import train
 from rs_plugins.core.votes import Poll
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("RS_PLUGINS_DATA", HERE.parents[1] / "shared" / "data"))
-SIGMA, N0, IMAGES = 0.25, 100, 4
+SIGMA, N0, IMAGES, TRAINING_IMAGES = 0.25, 100, 4, 30_000
 FULL_WORK = 10_000 * 100_100  # votes of a table in the papers: long enough for the trial of chunk sizes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -152,21 +154,14 @@ def reference_loop(model: nn.Module, images: Tensor, n: int, batch: int = 1000) 
 
 def lenet(device: str) -> tuple[nn.Module, Tensor]:
     """Return the LeNet of the SmoothMix paper, trained for a minute if MNIST is there, and images."""
-    torch.manual_seed(0)
-    convolutions = [nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)]
-    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)).to(device)
+    model = make_network("lenet").to(device)
     if not (DATA / "MNIST").is_dir():
         click.echo("MNIST is not there: LeNet with random weights on random images")
         return model.eval(), torch.rand(IMAGES, 1, 28, 28, device=device)
     data = open_data_set(f"mnist:{DATA / 'MNIST'}", split="train")
-    order = torch.randperm(len(data))[:30_000]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    for part in order.split(128):
-        x, y = data.read(part.tolist()).to(device), torch.from_numpy(data.labels[part.numpy()]).to(device)
-        loss = cross_entropy(model(x + SIGMA * torch.randn_like(x)), y.long())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    x, y = data.read(range(TRAINING_IMAGES)), torch.from_numpy(data.labels[:TRAINING_IMAGES])
+    train(model, x, y, gaussian(SIGMA), optimizer=optimizer, epochs=1)
     return model.eval(), open_data_set(f"mnist:{DATA / 'MNIST'}").read(range(IMAGES)).to(device)
 
 

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.noise import Family
-from rs_plugins.core.training.methods import METHODS, make_objective
+from rs_plugins.core.training.methods import METHODS, make_objective, option_names
 from rs_plugins.core.training.objective import Batch, Draws, Objective
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import Array
@@ -36,7 +35,7 @@ def objective_for(
     """
     if isinstance(method, str):
         if method in METHODS:
-            _check_known(options, [f.name for f in fields(METHODS[method])], keywords, f"the options of {method!r} are")
+            _check_known(options, option_names(method), keywords, f"the options of {method!r} are")
         return make_objective(method, sigma, **options, family=family)
     if isinstance(method, type) or not callable(method):
         raise InputError(f"method: expected one of {', '.join(map(repr, METHODS))} or an objective, got {method!r}")
@@ -44,13 +43,12 @@ def objective_for(
     return _check_noise(method, sigma, family)
 
 
-def _check_known(options: Mapping[str, Any], names: Sequence[str], keywords: Sequence[str], and_options: str) -> None:
-    """Check that ``options`` are among ``names``, without those that the classifier settles.
+def _check_known(options: Mapping[str, Any], known: Sequence[str], keywords: Sequence[str], and_options: str) -> None:
+    """Check that ``options`` are among the ``known`` ones.
 
     Raises:
         TypeError: Otherwise.
     """
-    known = [name for name in names if name not in _OF_CLASSIFIER]
     if not (unknown := options.keys() - set(known)):
         return
     hint = f"its own are {', '.join(keywords)}; {' '.join([and_options, ', '.join(known)]).rstrip()}"

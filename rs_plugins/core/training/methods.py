@@ -36,7 +36,12 @@ def make_objective(method: str, sigma: float, **options: Any) -> Objective:
     """
     if method not in METHODS:
         raise InputError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    known = [field.name for field in fields(METHODS[method]) if field.name != "sigma"]
-    if unknown := options.keys() - known:
+    known = option_names(method)
+    if unknown := options.keys() - {*known, "family"}:
         raise InputError(f"{min(unknown)}: {method!r} has no such option, expected one of {', '.join(known)}")
     return METHODS[method](sigma, **options)  # type: ignore[no-any-return]
+
+
+def option_names(method: str) -> list[str]:
+    """Return the names of the options of ``method``, without the noise, which all methods have."""
+    return [field.name for field in fields(METHODS[method]) if field.name not in ("sigma", "family")]
