@@ -1,7 +1,7 @@
 """What the papers' networks reach on MNIST: recomputed from the logs that Jeong et al. (2021) published.
 
 A LeNet, 10,000 test images, 100,000 votes each, means over 5 seeds: the average certified radius and its standard
-deviation over seeds, and certified accuracy in % at the radii 0, 0.25, 0.5, …, of the networks that our presets are for.
+deviation over seeds, and certified accuracy in % at the radii 0, 0.25, 0.5, …, of what our presets train.
 """
 
 from typing import NamedTuple
