@@ -4,6 +4,7 @@ import pytest
 from rs_plugins.core.logged_plan import understood
 from rs_plugins.core.report import Curve
 from rs_plugins.core.results import Results
+from rs_plugins.core.training.folder import Epoch
 from rs_plugins.errors import ResultsError
 from rs_plugins.plots import (
     AttackedImage,
@@ -16,6 +17,7 @@ from rs_plugins.plots import (
     save_attacked_images,
     save_certified_accuracy,
     save_demo_figure,
+    save_training_curves,
 )
 
 
@@ -123,6 +125,22 @@ def test_attacked_images_are_shown_with_an_amplified_difference(tmp_path, monkey
     assert [picture.shape for picture in shown] == [(4, 4, 3)] * 3 + [(4, 4)] * 3
     assert shown[2][0, 0].tolist() == pytest.approx([0.9, 0.5, 0.5], abs=1e-6)
     assert np.allclose(shown[5], 0.5)
+
+
+@pytest.mark.parametrize("accuracies", [(0.1, 0.5, 0.75), (None, 0.5, 0.75), (None, None, None)])
+def test_curves_of_training(tmp_path, monkeypatch, accuracies):
+    figures = []
+    monkeypatch.setattr("rs_plugins.plots.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    history = [Epoch(place + 1, 3.0 - place, accuracy, 0.1, 1.0) for place, accuracy in enumerate(accuracies)]
+    save_training_curves(tmp_path / "x.png", history)
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    left, *right = figures[0].axes
+    (loss,) = left.get_lines()
+    assert loss.get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
+    known = [[place, 100 * accuracy] for place, accuracy in enumerate(accuracies, start=1) if accuracy is not None]
+    assert [line.get_xydata().tolist() for axes in right for line in axes.get_lines()] == ([known] if known else [])
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["loss", "accuracy under one noise draw"][: 1 + bool(known)]
 
 
 @pytest.mark.parametrize(

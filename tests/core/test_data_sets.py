@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rs_plugins.core.data_sets.opening import open_data_set
+from rs_plugins.core.data_sets.data_set import first_images, in_memory
+from rs_plugins.core.data_sets.opening import has_parts, open_data_set, open_training_set
 from rs_plugins.errors import InputError, MissingDependencyError
 
 DATA = Path(os.environ.get("RS_PLUGINS_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -247,6 +248,29 @@ def test_an_array_alone_is_no_archive(tmp_path):
     np.save(tmp_path / "x.npy", BYTES)
     with pytest.raises(InputError, match=r"x.npy: expected an .npz archive of plain arrays, got"):
         open_data_set(f"npz:{tmp_path / 'x.npy'}")
+
+
+def test_the_first_images_are_a_data_set_of_their_own():
+    whole = in_memory("noise", BYTES, LABELS, classes=10)
+    part = first_images(whole, 3)
+    assert (len(part), part.labels.tolist(), part.classes, part.shape) == (3, [3, 0, 9], 10, (3, 32, 32))
+    assert torch.equal(pixels(part), pixels(whole, range(3)))
+    assert len({whole.digest, part.digest, first_images(whole, 2).digest, first_images(part, 2).digest}) == 4
+    assert first_images(whole, 4) is whole
+    assert first_images(whole, 5) is whole
+    with pytest.raises(InputError, match="images: expected an integer >= 1, got 0"):
+        first_images(whole, 0)
+
+
+def test_training_takes_the_part_for_it_if_there_are_parts(tmp_path):
+    write_mnist(tmp_path, prefix="train", labels=LABELS[::-1])
+    write_mnist(tmp_path)
+    assert has_parts(f"mnist:{tmp_path}")
+    assert open_training_set(f"mnist:{tmp_path}").labels.tolist() == LABELS[::-1].tolist()
+    np.savez(tmp_path / "x.npz", images=BYTES, labels=LABELS)
+    assert not has_parts(f"npz:{tmp_path / 'x.npz'}")
+    assert open_training_set(f"npz:{tmp_path / 'x.npz'}").name == "npz"
+    assert [has_parts(text) for text in ("digits", "imagefolder:x", "npz-jpeg:x", "cifar10:x")] == [1, 0, 1, 1]
 
 
 def test_the_digest_tells_data_sets_apart(tmp_path):
