@@ -70,6 +70,11 @@ class Progress:
     seconds: float = 0.0
     history: list[Epoch] = field(default_factory=list)
 
+    def finish_epoch(self, epoch: Epoch) -> None:
+        """Note that the epoch under way is finished, with these figures."""
+        self.history.append(epoch)
+        self.epoch, self.steps, self.loss, self.seconds = epoch.epoch, 0, Mean(), 0.0
+
     @property
     def name(self) -> str:
         """The name of its checkpoint; names are in the order of time."""

@@ -1,9 +1,9 @@
 """Training as a job: a network trained on a data set into a folder, which can be stopped and gone on with."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import fields
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ from rs_plugins.core.job import as_data_set, check_classes, check_sigma
 from rs_plugins.core.models import device_and_dtype, digest, probe
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.augmentation import crop_and_flip
-from rs_plugins.core.training.batches import Batches, Step, data_set
+from rs_plugins.core.training.batches import Batches, Source, Step, data_set
 from rs_plugins.core.training.fabric import Precision, launched_fabric
 from rs_plugins.core.training.folder import Epoch, Progress, TrainingFolder, checkpoints_in, load_checkpoint
-from rs_plugins.core.training.loop import Mean, minimise
+from rs_plugins.core.training.loop import minimise
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.stopping import Stop, stop_noted
 from rs_plugins.core.training.validation import noisy_accuracy
@@ -88,8 +88,7 @@ def train_data_set(
         ResultsError: If ``folder`` holds another run, or is being written by another process.
         KeyboardInterrupt: If a signal came; the checkpoint is written.
     """
-    data = _training_set(data)
-    more = None if extra is None else _training_set(extra)
+    data, more = _training_set(data), None if extra is None else _training_set(extra)
     watched = None if validation is None else as_data_set(validation)
     check_nonnegative(extra_weight, "extra_weight")
     check_flag(channels_last, "channels_last")
@@ -107,53 +106,93 @@ def train_data_set(
         "channels_last": channels_last,
     }
     fabric = launched_fabric(device, precision)
+    record = {**settings, "start": digest(model), "processes": fabric.world_size, "versions": _versions()}
     model.to(fabric.device)
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = recipe.optimizer(model)
-    sources = [data_set(data), *([] if more is None else [data_set(more, weight=extra_weight)])]
-    batches = Batches([source.size for source in sources], recipe.batch_size, recipe.parts, seed=seed)
-    kept = TrainingFolder(folder, settings, resume=resume, keep=keep)
-    record = {**settings, "start": digest(model), "processes": fabric.world_size, "versions": _versions()}
-    with ExitStack() as held:
-        if fabric.is_global_zero:
-            held.enter_context(kept)
+    run = _Run(
+        fabric=fabric,
+        model=model,
+        recipe=recipe,
+        optimizer=recipe.optimizer(model),
+        sources=[data_set(data), *([] if more is None else [data_set(more, weight=extra_weight)])],
+        watched=watched,
+        seed=seed,
+        workers=workers,
+        kept=TrainingFolder(folder, settings, resume=resume, keep=keep),
+        record=record,
+    )
+    with run.kept if fabric.is_global_zero else nullcontext():
         fabric.barrier()  # the others read what the first one has found fit
-        state = load_checkpoint(kept.path, model, optimizer)
-        if state.epoch > recipe.epochs:
-            raise InputError(f"epochs: expected at least {state.epoch}, which {kept.path} has, got {recipe.epochs}")
-        steps = minimise(
-            *(fabric, model, recipe.objective(), sources, batches, optimizer),
-            epochs=range(state.epoch, recipe.epochs),
+        return run.go_on(progress=progress and fabric.is_global_zero)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What a run works on; its arguments are those of `train_data_set`, checked."""
+
+    fabric: "Fabric"
+    model: nn.Module
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    sources: Sequence[Source]
+    watched: DataSet | None
+    seed: int
+    workers: int
+    kept: TrainingFolder
+    record: Mapping[str, Any]
+
+    def go_on(self, *, progress: bool) -> list[Epoch]:
+        """Train from the latest checkpoint to the end, or until a signal comes."""
+        state = load_checkpoint(self.kept.path, self.model, self.optimizer)
+        if state.epoch > self.recipe.epochs:
+            got = self.recipe.epochs
+            raise InputError(f"epochs: expected at least {state.epoch}, which {self.kept.path} has, got {got}")
+        sizes = [source.size for source in self.sources]
+        batches = Batches(sizes, self.recipe.batch_size, self.recipe.parts, seed=self.seed)
+        self._set_learning_rate(state)
+        with (
+            closing(self._steps(batches, state)) as steps,
+            stop_noted() as stop,
+            _bar(state, self.recipe, batches, shown=progress) as bar,
+        ):
+            for step in _counted(steps, state, self.kept.path):
+                _show(bar, state)
+                if step.last:
+                    self._finish_epoch(state)
+                stopped = _agreed(self.fabric, stop)
+                if step.last or stopped:
+                    self._keep(state)
+                if stopped:
+                    raise KeyboardInterrupt
+        if self.fabric.is_global_zero:
+            self.kept.finish(self.model, {**self.record, "trained_epochs": state.epoch})
+        return state.history
+
+    def _steps(self, batches: Batches, state: Progress) -> Generator[tuple[Step, float], None, None]:
+        return minimise(
+            *(self.fabric, self.model, self.recipe.objective(), self.sources, batches, self.optimizer),
+            epochs=range(state.epoch, self.recipe.epochs),
             skip=state.steps,
-            augment=crop_and_flip if recipe.augment else None,
-            workers=workers,
+            augment=crop_and_flip if self.recipe.augment else None,
+            workers=self.workers,
         )
-        stop = held.enter_context(stop_noted())
-        bar = held.enter_context(_bar(state, recipe, batches, shown=progress and fabric.is_global_zero))
-        set_learning_rate(optimizer, recipe.learning_rate(state.epoch))
-        for step in _counted(held.enter_context(closing(steps)), state, kept.path):
-            _show(bar, state)
-            if step.last:
-                found = None
-                if watched is not None and fabric.is_global_zero:
-                    found = noisy_accuracy(model, watched, GaussianNoise(recipe.sigma), seed)
-                _finish_epoch(state, found, recipe.learning_rate(state.epoch))
-                set_learning_rate(optimizer, recipe.learning_rate(state.epoch))
-            stopped = _agreed(fabric, stop)
-            if fabric.is_global_zero and (step.last or stopped):
-                kept.keep(state, model, optimizer, {**record, "trained_epochs": state.epoch})
-            if stopped:
-                raise KeyboardInterrupt
-        if fabric.is_global_zero:
-            kept.finish(model, {**record, "trained_epochs": state.epoch})
-    return state.history
 
+    def _finish_epoch(self, state: Progress) -> None:
+        accuracy = None
+        if self.watched is not None and self.fabric.is_global_zero:
+            accuracy = noisy_accuracy(self.model, self.watched, GaussianNoise(self.recipe.sigma), self.seed)
+        rate = self.recipe.learning_rate(state.epoch)
+        state.finish_epoch(Epoch(state.epoch + 1, state.loss.value, accuracy, rate, state.seconds))
+        self._set_learning_rate(state)
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let ``optimizer`` go on with the learning rate ``rate``."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    def _set_learning_rate(self, state: Progress) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate(state.epoch)
+
+    def _keep(self, state: Progress) -> None:
+        if self.fabric.is_global_zero:
+            self.kept.keep(state, self.model, self.optimizer, {**self.record, "trained_epochs": state.epoch})
 
 
 def _training_set(data: DataSet | str) -> DataSet:
@@ -189,12 +228,6 @@ def _counted(steps: Iterator[tuple[Step, float]], state: Progress, folder: Path)
         places = checkpoints_in(folder)
         good = f"the last good checkpoint is {places[-1]}" if places else "there is no checkpoint yet"
         raise ModelError(f"{error}; {good}; a smaller learning rate may help") from error
-
-
-def _finish_epoch(state: Progress, accuracy: float | None, rate: float) -> None:
-    epoch = Epoch(state.epoch + 1, state.loss.value, accuracy, rate, state.seconds)
-    state.history.append(epoch)
-    state.epoch, state.steps, state.loss, state.seconds = epoch.epoch, 0, Mean(), 0.0
 
 
 def _agreed(fabric: "Fabric", stop: Stop) -> bool:
