@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_of_the_readme_runs(capsys):
+def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes a folder
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         exec(compile(block, "README.md", "exec"), names)
@@ -37,6 +38,9 @@ def test_the_python_of_the_readme_runs(capsys):
     assert sum(map(str.__eq__, certified, map(str, names["y_test"]))) > 10
     assert (names["linear_predictions"] == names["y_test"]).sum() > 10
     assert names["linear_radii"].max() > 0.2
+    assert names["trained"].sigma == 0.25
+    assert (tmp_path / "run" / "model.json").is_file()
+    assert (names["record"].prediction, names["record"].radius > 0.2) == (names["y_test"][0], True)
 
 
 def test_the_links_of_the_readme_lead_somewhere():
