@@ -193,14 +193,10 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
         progress=not quiet and sys.stderr.isatty(),
         **{name: options[name] for name in _PASSED_ON},
     )
-    if not _first_process():
-        return
-    click.echo(f"{_title(recipe, model, chosen)}\n\n{_table(history)}\n")
-    for file in ("model.safetensors", "model.json", "history.csv"):
-        click.echo(f"  {out / file}")
-    if drawn and history:
-        _draw(out / _PICTURE, history)
-    click.echo(f"\nnext: {_next(out, options)}")
+    if _first_process():
+        click.echo(f"{_title(recipe, model, chosen)}\n\n{_table(history)}\n")
+        _show_files(out, history, drawn=drawn)
+        click.echo(f"\nnext: {_next(out, options)}")
 
 
 def _open(options: Mapping[str, Any]) -> "tuple[DataSet, DataSet | None, DataSet | None]":
@@ -263,9 +259,15 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _draw(path: Path, history: Sequence["Epoch"]) -> None:
+def _show_files(out: Path, history: Sequence["Epoch"], *, drawn: bool) -> None:
+    """Say what was written, and draw the curves."""
     from rs_plugins.plots import save_training_curves
 
+    for file in ("model.safetensors", "model.json", "history.csv"):
+        click.echo(f"  {out / file}")
+    if not (drawn and history):
+        return
+    path = out / _PICTURE
     try:
         save_training_curves(path, history)
     except OSError as error:
