@@ -57,6 +57,7 @@ class Progress:
     """Where a run is.
 
     Attributes:
+        start: The digits of the network with its initial weights (`rs_plugins.core.models.digest`).
         epoch: Number of finished epochs.
         steps: Number of finished steps of the epoch under way.
         loss: Mean loss of its images so far.
@@ -64,6 +65,7 @@ class Progress:
         history: The finished epochs.
     """
 
+    start: str
     epoch: int = 0
     steps: int = 0
     loss: Mean = field(default_factory=Mean)
@@ -188,15 +190,15 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted((folder / CHECKPOINTS).glob("epoch-*"))
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put the latest checkpoint of a run into ``model`` and ``optimizer``, if there is one, and return where it is.
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+    """Put the latest checkpoint of a run into ``model`` and ``optimizer`` and return where it is; None without any.
 
     Raises:
         InputError: If a file of it is damaged, or does not fit.
     """
     places = checkpoints_in(folder)
     if not places:
-        return Progress()
+        return None
     place = places[-1]
     try:
         tensors = load_file(place / _OPTIMIZER)

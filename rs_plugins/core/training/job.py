@@ -57,7 +57,7 @@ def train_data_set(
     Stopped by SIGINT or SIGTERM, it writes a checkpoint after the step under way; killed, it has that of the epoch
     before. Called again with ``resume``, it goes on, and on a CPU the weights become those of an uninterrupted run, bit
     for bit. Started by torchrun, all its processes train one network together, on the batches that a single one would
-    have; only batch normalisation sees each process's share alone.
+    have; only batch normalisation sees each process's share alone, and dropout draws otherwise.
 
     Args:
         model: The base classifier, with its initial weights; trained in place.
@@ -106,7 +106,7 @@ def train_data_set(
         "channels_last": channels_last,
     }
     fabric = launched_fabric(device, precision)
-    record = {**settings, "start": digest(model), "processes": fabric.world_size, "versions": _versions()}
+    record = {**settings, "processes": fabric.world_size, "versions": _versions()}
     model.to(fabric.device)
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -144,7 +144,7 @@ class _Run:
 
     def go_on(self, *, progress: bool) -> list[Epoch]:
         """Train from the latest checkpoint to the end, or until a signal comes."""
-        state = load_checkpoint(self.kept.path, self.model, self.optimizer)
+        state = load_checkpoint(self.kept.path, self.model, self.optimizer) or Progress(start=digest(self.model))
         if state.epoch > self.recipe.epochs:
             got = self.recipe.epochs
             raise InputError(f"epochs: expected at least {state.epoch}, which {self.kept.path} has, got {got}")
@@ -166,7 +166,7 @@ class _Run:
                 if stopped:
                     raise KeyboardInterrupt
         if self.fabric.is_global_zero:
-            self.kept.finish(self.model, {**self.record, "trained_epochs": state.epoch})
+            self.kept.finish(self.model, self._record(state))
         return state.history
 
     def _steps(self, batches: Batches, state: Progress) -> Generator[tuple[Step, float], None, None]:
@@ -192,7 +192,10 @@ class _Run:
 
     def _keep(self, state: Progress) -> None:
         if self.fabric.is_global_zero:
-            self.kept.keep(state, self.model, self.optimizer, {**self.record, "trained_epochs": state.epoch})
+            self.kept.keep(state, self.model, self.optimizer, self._record(state))
+
+    def _record(self, state: Progress) -> dict[str, Any]:
+        return {**self.record, "start": state.start, "trained_epochs": state.epoch}
 
 
 def _training_set(data: DataSet | str) -> DataSet:

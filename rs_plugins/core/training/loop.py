@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count, check_seed
+from rs_plugins.core.global_randomness import torch_randomness
 from rs_plugins.core.models import modes_restored
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.core.training.batches import Batches, Reader, Share, Source, Step, share_of, tensors
@@ -143,8 +144,9 @@ def minimise(
     """Take one step of the optimiser after the other and yield each with its mean loss.
 
     A step depends on the weights, the optimiser's state, the seed and its place in the run alone. So a run can stop
-    after any step and go on later, and with several processes it is the same run, but for the rounding of sums. Whoever
-    stops early closes the iterator, and the modes of the submodules are as before.
+    after any step and go on later, and with several processes it is the same run, but for the rounding of sums and for
+    layers that look at the batch or draw by themselves (batch normalisation, dropout). Whoever stops early closes the
+    iterator, and the modes of the submodules are as before.
 
     Args:
         fabric: On what to compute, with how many processes.
@@ -179,7 +181,9 @@ def minimise(
         for share, x, y in loader:
             step = share.step
             draws = BlockDraws(batches.seed, f"training {step.name}", first=share.first, device=fabric.device)
-            loss = loss_of(x.to(fabric.device), y.to(fabric.device), step.epoch, draws)
+            layers = stream(batches.seed, f"layers {step.name}", fabric.global_rank).initial_seed()
+            with torch_randomness(layers):  # dropout and its like know no other generator
+                loss = loss_of(x.to(fabric.device), y.to(fabric.device), step.epoch, draws)
             weight = sources[step.source].weight
             mean = weight * _mean_over_processes(fabric, loss, share)
             if not abs(mean) < float("inf"):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.models import digest
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.draws import BlockDraws
 from rs_plugins.core.training.folder import checkpoints_in
@@ -206,6 +207,35 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_will_do(tmp_path):
         (latest / name).write_bytes(whole)
     shutil.rmtree(latest)
     assert equal(train(tmp_path / "run", resume=True)[0], weights)
+
+
+def test_layers_that_draw_are_no_exception(tmp_path):
+    """Dropout draws from the global generator, which is lent to it in a state that the step decides."""
+
+    def train_with_dropout(folder, data=DATA, **options):
+        model = network()
+        model.insert(4, nn.Dropout(0.5))
+        train_data_set(model, data, RECIPE, folder, **options)
+        return model.state_dict()
+
+    before = torch.get_rng_state()
+    torch.manual_seed(0)
+    weights = train_with_dropout(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_with_dropout(tmp_path / "run", disturbed(4, interrupt))
+    torch.rand(3)
+    assert equal(train_with_dropout(tmp_path / "run", resume=True), weights)
+    assert not equal(train_with_dropout(tmp_path / "other", seed=1), weights)
+    torch.set_rng_state(before)
+
+
+def test_the_record_tells_with_what_weights_the_run_began(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", data=disturbed(4, interrupt))
+    model = network()
+    nn.init.zeros_(model[4].weight)
+    train_data_set(model, DATA, RECIPE, tmp_path / "run", resume=True)
+    assert load_trained(tmp_path / "run", model=network()).record["start"] == digest(network())
 
 
 def test_a_draft_of_a_checkpoint_is_none(tmp_path):

@@ -313,3 +313,16 @@ def test_a_scheduler_that_raises_leaves_the_modes():
         assert not model.training
     else:
         pytest.fail("it should have raised")
+
+
+def test_layers_that_draw_do_so_from_a_known_state_and_leave_the_global_generator():
+    def weights(seed):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        train(model, X, Y, plain, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), epochs=3, batch_size=4)
+        assert torch.equal(before, torch.get_rng_state())
+        return model[0].weight
+
+    assert torch.equal(weights(1), weights(2))
