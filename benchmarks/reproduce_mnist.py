@@ -2,7 +2,7 @@
 
 Training and certification are jobs in a folder: stopped at any moment, the same command goes on. --epochs shortens a
 recipe with all that it counts in epochs (drops of the learning rate, warm-up) in the same proportion, --train-images
-takes the first images only; both are in the table.
+takes so many, evenly spaced; both are in the table.
 """
 
 import json
@@ -17,7 +17,7 @@ from machine import Clock, environment
 from published_mnist import PUBLISHED
 
 from rs_plugins.core.architectures.named import make_network
-from rs_plugins.core.data_sets.data_set import first_images
+from rs_plugins.core.data_sets.data_set import spaced_images
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.job import Selection, certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
@@ -73,10 +73,10 @@ def train(name: str, folder: Path, how: dict[str, Any]) -> None:
     recipe = PRESETS[name].shortened(how["epochs"])
     network = {"name": recipe.architecture, "seed": how["seed"]}
     train_data_set(
-        *(make_network(**network), first_images(open_data_set(PLACE, split="train"), how["train_images"]), recipe),
+        *(make_network(**network), spaced_images(open_data_set(PLACE, split="train"), how["train_images"]), recipe),
         run_of(name, folder, how),
         network=network,
-        validation=first_images(open_data_set(PLACE), 1000),
+        validation=spaced_images(open_data_set(PLACE), 1000),
         seed=how["seed"],
         device=how["device"],
         precision=how["precision"],

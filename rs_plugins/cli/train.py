@@ -69,7 +69,7 @@ def _list_presets(context: click.Context, _option: click.Parameter, asked: bool)
 )
 @data_option
 @image_size_option
-@click.option("--train-images", type=int, help="Train on the first so many images only.")
+@click.option("--train-images", type=int, help="Train on so many images only, evenly spaced.")
 @click.option(
     *("--out", "out"),
     type=click.Path(path_type=Path, file_okay=False),
@@ -125,7 +125,7 @@ def _list_presets(context: click.Context, _option: click.Parameter, asked: bool)
     help="Measure the accuracy under one noise draw on these after each epoch.  [the part test of --data, if any]",
 )
 @click.option(
-    "--validation-images", type=int, default=1000, show_default=True, help="The first so many of them; 0: none."
+    "--validation-images", type=int, default=1000, show_default=True, help="So many of them, evenly spaced; 0: none."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order, noise and augmentation.")
 @device_option
@@ -169,7 +169,7 @@ def train(out: Path, quiet: bool, **options: Any) -> None:
 
 def _run(out: Path, quiet: bool, **options: Any) -> None:
     from rs_plugins.core.checks import check_count
-    from rs_plugins.core.data_sets.data_set import first_images
+    from rs_plugins.core.data_sets.data_set import spaced_images
     from rs_plugins.core.models import check_device
     from rs_plugins.core.training.initial import describe_network, initial_network
     from rs_plugins.core.training.job import train_data_set
@@ -181,7 +181,7 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
     find_modules_here()
     data, extra, validation = _open(options)
     count = options["train_images"]
-    chosen = data if count is None else first_images(data, check_count(count, "train_images"))
+    chosen = data if count is None else spaced_images(data, check_count(count, "train_images"))
     network = describe_network(data, recipe.architecture, normalise=recipe.normalise, seed=options["seed"])
     model = initial_network(network, options["weights"], classes=_classes_in_weights(options, network))
     history = train_data_set(
@@ -202,19 +202,19 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
 def _open(options: Mapping[str, Any]) -> "tuple[DataSet, DataSet | None, DataSet | None]":
     """Return the images to train on, more of them, and those to measure the accuracy on."""
     from rs_plugins.core.checks import check_count
-    from rs_plugins.core.data_sets.data_set import first_images
+    from rs_plugins.core.data_sets.data_set import spaced_images
     from rs_plugins.core.data_sets.opening import has_parts, open_data_set, open_training_set
 
     def size(text: str) -> int | None:
         return options["image_size"] if text.startswith("imagefolder:") else None
 
-    first, text = check_count(options["validation_images"], "validation_images", least=0), options["validation"]
+    count, text = check_count(options["validation_images"], "validation_images", least=0), options["validation"]
     if text is None and has_parts(options["data"]):
         text = options["data"]
     data = open_training_set(options["data"], image_size=options["image_size"])
     extra = options["extra"] and open_training_set(options["extra"], image_size=size(options["extra"]))
-    validation = open_data_set(text, image_size=size(text)) if text and first else None
-    return data, extra, None if validation is None else first_images(validation, first)
+    validation = open_data_set(text, image_size=size(text)) if text and count else None
+    return data, extra, None if validation is None else spaced_images(validation, count)
 
 
 def _classes_in_weights(options: Mapping[str, Any], network: Mapping[str, Any]) -> int | None:

@@ -200,7 +200,7 @@ def test_which_images(call):
     assert call()["data"].identity == whole.identity
     part = call("--train-images", "5")
     assert (len(part["data"]), part["network"]["classes"]) == (5, 4)
-    assert call("--train-images", "3")["network"]["classes"] == 4  # those of all, though the first 3 have 3
+    assert call("--train-images", "3")["network"]["classes"] == 4  # those of all, though the 3 that are left have 3
     assert call("--extra", "npz:more.npz")["extra"].identity == open_data_set("npz:more.npz").identity
     watched = call("--validation", "npz:watched.npz")["validation"]
     assert watched.identity == open_data_set("npz:watched.npz").identity

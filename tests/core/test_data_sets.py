@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rs_plugins.core.data_sets.data_set import first_images, in_memory
+from rs_plugins.core.data_sets.data_set import spaced_images, in_memory
 from rs_plugins.core.data_sets.opening import has_parts, open_data_set, open_training_set
 from rs_plugins.errors import InputError, MissingDependencyError
 
@@ -250,16 +250,19 @@ def test_an_array_alone_is_no_archive(tmp_path):
         open_data_set(f"npz:{tmp_path / 'x.npy'}")
 
 
-def test_the_first_images_are_a_data_set_of_their_own():
+def test_spaced_images_are_a_data_set_of_their_own():
     whole = in_memory("noise", BYTES, LABELS, classes=10)
-    part = first_images(whole, 3)
+    part = spaced_images(whole, 3)
     assert (len(part), part.labels.tolist(), part.classes, part.shape) == (3, [3, 0, 9], 10, (3, 32, 32))
     assert torch.equal(pixels(part), pixels(whole, range(3)))
-    assert len({whole.digest, part.digest, first_images(whole, 2).digest, first_images(part, 2).digest}) == 4
-    assert first_images(whole, 4) is whole
-    assert first_images(whole, 5) is whole
+    two = spaced_images(whole, 2)
+    assert two.labels.tolist() == whole.labels[[0, 2]].tolist()
+    assert torch.equal(pixels(two, [1, 0]), pixels(whole, [2, 0]))
+    assert len({whole.digest, part.digest, spaced_images(whole, 2).digest, spaced_images(part, 2).digest}) == 4
+    assert spaced_images(whole, 4) is whole
+    assert spaced_images(whole, 5) is whole
     with pytest.raises(InputError, match="images: expected an integer >= 1, got 0"):
-        first_images(whole, 0)
+        spaced_images(whole, 0)
 
 
 def test_training_takes_the_part_for_it_if_there_are_parts(tmp_path):

@@ -64,16 +64,21 @@ def in_memory(name: str, images: Array, labels: Array, *, classes: int | None = 
     )
 
 
-def first_images(data: DataSet, count: int) -> DataSet:
-    """Return the first ``count`` images of ``data`` as a data set; all of it if there are no more.
+def spaced_images(data: DataSet, count: int) -> DataSet:
+    """Return ``count`` images of ``data``, evenly spaced, as a data set; all of it if there are no more.
 
     Raises:
         InputError: If ``count`` is no integer >= 1.
     """
     if check_count(count, "images") >= len(data):
         return data
-    digest = hashlib.sha256(f"{data.digest} first {count}".encode()).hexdigest()
-    return replace(data, labels=data.labels[:count], digest=digest)
+    chosen = np.arange(count) * len(data) // count
+    digest = hashlib.sha256(f"{data.digest} spaced {count}".encode()).hexdigest()
+
+    def read(positions: Sequence[int]) -> Tensor:
+        return data.read([int(chosen[position]) for position in positions])
+
+    return replace(data, labels=data.labels[chosen], digest=digest, read=read)
 
 
 def check_labels(name: str, labels: Array, n: int) -> Ints:
