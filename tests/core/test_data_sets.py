@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rs_plugins.core.data_sets.data_set import spaced_images, in_memory
+from rs_plugins.core.data_sets.data_set import in_memory, spaced_images
 from rs_plugins.core.data_sets.opening import has_parts, open_data_set, open_training_set
 from rs_plugins.errors import InputError, MissingDependencyError
 
