@@ -4,7 +4,7 @@ Both have the same batches, noise draws and attack steps, SGD with the same sett
 suits it best: images without preprocessing, which its noise would come after; seeds for the global generators of torch
 and NumPy; SmoothAdv with and without ``clip_values``; in SmoothMix its ``alpha`` as the length of a step, which the
 paper has at 1. Forward inputs are the images that went through the network, counted by a hook. Noisy accuracy is that
-of the network on noisy test images, the same for all; after so few epochs it says that a trainer learns, no more.
+of the network on noisy test images, the same for all; after so few epochs it says little: other seeds move it by more.
 """
 
 import json
