@@ -13,6 +13,10 @@ class ModelError(RSPluginsError, ValueError):
     """The model does not behave as a classifier of (n, classes) finite logits on the given inputs."""
 
 
+class DivergedError(ModelError):
+    """Training left the finite numbers: the loss or a weight is NaN or infinite."""
+
+
 class ResultsError(RSPluginsError, ValueError):
     """A results file cannot be read, or belongs to another run."""
 

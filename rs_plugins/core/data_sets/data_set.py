@@ -74,11 +74,11 @@ def spaced_images(data: DataSet, count: int) -> DataSet:
         return data
     chosen = np.arange(count) * len(data) // count
     digest = hashlib.sha256(f"{data.digest} spaced {count}".encode()).hexdigest()
+    return replace(data, labels=data.labels[chosen], digest=digest, read=partial(_read_chosen, data, chosen))
 
-    def read(positions: Sequence[int]) -> Tensor:
-        return data.read([int(chosen[position]) for position in positions])
 
-    return replace(data, labels=data.labels[chosen], digest=digest, read=read)
+def _read_chosen(data: DataSet, chosen: Ints, positions: Sequence[int]) -> Tensor:
+    return data.read([int(chosen[position]) for position in positions])
 
 
 def check_labels(name: str, labels: Array, n: int) -> Ints:

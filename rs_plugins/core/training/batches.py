@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rs_plugins.core.checks import check_count, check_images, check_nonnegative
+from rs_plugins.core.checks import check_count, check_images, check_positive
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError
@@ -29,8 +30,8 @@ class Source:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_count(self.size, "size")
-        check_nonnegative(self.weight, "weight")
+        object.__setattr__(self, "size", check_count(self.size, "size"))
+        object.__setattr__(self, "weight", check_positive(self.weight, "weight"))
 
 
 def tensors(x: Tensor, y: Tensor, *, weight: float = 1.0) -> Source:
@@ -47,13 +48,20 @@ def tensors(x: Tensor, y: Tensor, *, weight: float = 1.0) -> Source:
     check_images(x)
     if len(x) != len(y) or not len(x):
         raise InputError(f"y: expected one label for each of at least one image, got {len(x)} images, {len(y)} labels")
-    return Source(lambda rows: (x[rows], y[rows]), len(x), weight)
+    return Source(partial(_read_tensors, x, y), len(x), weight)
 
 
 def data_set(data: DataSet, *, weight: float = 1.0) -> Source:
     """Return a data set as a source; its images are read when their turn comes."""
-    labels = torch.from_numpy(data.labels)
-    return Source(lambda rows: (data.read(rows.tolist()), labels[rows]), len(data), weight)
+    return Source(partial(_read_data_set, data), len(data), weight)
+
+
+def _read_tensors(x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return x[rows], y[rows]
+
+
+def _read_data_set(data: DataSet, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return data.read(rows.tolist()), torch.from_numpy(data.labels)[rows]
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,9 @@ class Batches:
     An epoch is a pass over the first source in random order. Of each other source, which goes through its images at its
     own pace, an epoch has as many batches; all of them come in random order (Salman et al. 2019, semi-supervised).
 
+    No batch and no part of one is of a single image if that can be helped, as batch normalisation cannot train on it: a
+    last image that is left over joins the batch before, and a small batch is cut into fewer parts.
+
     Attributes:
         sizes: Number of images of each source.
         batch_size: Images per batch.
@@ -102,8 +113,8 @@ class Batches:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_count(self.batch_size, "batch_size")
-        check_count(self.parts, "parts")
+        object.__setattr__(self, "batch_size", check_count(self.batch_size, "batch_size"))
+        object.__setattr__(self, "parts", check_count(self.parts, "parts"))
         if self.drop_last and min(self.sizes) < self.batch_size:
             raise InputError(f"drop_last: nothing is left of {min(self.sizes)} images in batches of {self.batch_size}")
 
@@ -113,7 +124,7 @@ class Batches:
         if len(self.sizes) > 1:
             order = torch.randperm(len(batches), generator=stream(self.seed, "order of sources", epoch))
             batches = [batches[place] for place in order.tolist()]
-        cut = [(source, part) for source, rows in batches for part in rows.tensor_split(min(self.parts, len(rows)))]
+        cut = [(source, part) for source, rows in batches for part in rows.tensor_split(_pieces(self.parts, len(rows)))]
         return [Step(epoch, index, index == len(cut) - 1, *step) for index, step in enumerate(cut)]
 
     def steps_an_epoch(self) -> int:
@@ -131,12 +142,27 @@ class Batches:
             yield passes[number][batch]
 
     def _count(self, source: int) -> int:
+        return len(self._sizes(source))
+
+    def _sizes(self, source: int) -> list[int]:
+        """Return how many images the batches of a pass over a source have."""
         whole, rest = divmod(self.sizes[source], self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        sizes = [self.batch_size] * whole
+        if rest == 1 and whole and not self.drop_last:
+            sizes[-1] += 1
+        elif rest and not self.drop_last:
+            sizes.append(rest)
+        return sizes
 
     def _pass(self, source: int, number: int) -> Sequence[Tensor]:
         shuffler = stream(self.seed, f"shuffle {source}", number)
-        return list(torch.randperm(self.sizes[source], generator=shuffler).split(self.batch_size))
+        sizes, order = self._sizes(source), torch.randperm(self.sizes[source], generator=shuffler)
+        return list(order[: sum(sizes)].split(sizes))
+
+
+def _pieces(most: int, images: int) -> int:
+    """Return into how many pieces ``images`` are cut, so that none has but one."""
+    return max(1, min(most, images // 2))
 
 
 @dataclass(frozen=True)
@@ -148,7 +174,7 @@ class Share:
         first: Place in it of the first image that is here.
         rows: Positions of the images that are here, at least one.
         weight: By what the mean loss of these is to be multiplied, so that the mean over the processes is that of the
-            step. 0 where the step has fewer images than there are processes; an image of another is then here too.
+            step. 0 where the step has too few images for all processes; those of another are then here too.
     """
 
     step: Step
@@ -159,9 +185,10 @@ class Share:
 
 def share_of(step: Step, rank: int, world: int) -> Share:
     """Return what the process ``rank`` of ``world`` has of a step."""
-    mine = torch.arange(len(step.rows)).tensor_split(world)[rank]
-    if not len(mine):
-        return Share(step, 0, step.rows[:1], 0.0)
+    pieces = torch.arange(len(step.rows)).tensor_split(_pieces(world, len(step.rows)))
+    if rank >= len(pieces):
+        return Share(step, 0, step.rows[: len(pieces[0])], 0.0)
+    mine = pieces[rank]
     return Share(step, int(mine[0]), step.rows[mine], len(mine) * world / len(step.rows))
 
 

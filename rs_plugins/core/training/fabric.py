@@ -5,6 +5,7 @@ and nothing in it talks to a hub. It is imported when training begins, as that t
 """
 
 import os
+from functools import cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -26,10 +27,20 @@ def fabric_of(model: nn.Module) -> "Fabric":
     Raises:
         InputError: If ``model`` has no parameters.
     """
-    from lightning_fabric import Fabric
-
     device, _ = device_and_dtype(model)
-    return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
+    return _alone(device.type, device.index, "32-true")
+
+
+@cache
+def _alone(kind: str, index: int | None, precision: Precision) -> "Fabric":
+    """Return the Fabric of a single process; making one takes longer than many a step."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+    # named, as it would be guessed from the variables of SLURM and torchrun, and those be taken to task
+    environment = LightningEnvironment()
+    devices = 1 if index is None else [index]
+    return Fabric(accelerator=kind, devices=devices, precision=precision, plugins=[environment])
 
 
 def launched_fabric(device: str | torch.device = "cpu", precision: Precision = "32-true") -> "Fabric":
@@ -45,17 +56,22 @@ def launched_fabric(device: str | torch.device = "cpu", precision: Precision = "
     if precision not in get_args(Precision):
         raise InputError(f"precision: expected one of {', '.join(map(repr, get_args(Precision)))}, got {precision!r}")
     place = check_device(device)
-
-    from lightning_fabric import Fabric
-
     if not distributed.is_torchelastic_launched():
-        devices = 1 if place.index is None else [place.index]
-        return Fabric(accelerator=place.type, devices=devices, precision=precision)
+        return _alone(place.type, place.index, precision)
     if place.index is not None:
         raise InputError(f"device: torchrun gives each process its own; expected {place.type!r}, got {str(device)!r}")
+
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
-        accelerator=place.type, devices=local, num_nodes=world // local, strategy="ddp", precision=precision
+        accelerator=place.type,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp",
+        precision=precision,
+        plugins=[TorchElasticEnvironment()],
     )
     fabric.launch()
     return fabric

@@ -1,6 +1,8 @@
 """The training loop; a method is an objective that it minimises."""
 
-from collections.abc import Callable, Generator, Sequence
+import math
+import signal
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -13,13 +15,13 @@ from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count, check_seed
 from rs_plugins.core.global_randomness import torch_randomness
-from rs_plugins.core.models import modes_restored
+from rs_plugins.core.models import device_and_dtype, modes_restored
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.core.training.batches import Batches, Reader, Share, Source, Step, share_of, tensors
 from rs_plugins.core.training.draws import BlockDraws
 from rs_plugins.core.training.fabric import fabric_of
 from rs_plugins.core.training.objective import Batch, Draws, Objective
-from rs_plugins.errors import ModelError
+from rs_plugins.errors import DivergedError, InputError, ModelError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -49,6 +51,7 @@ def train(
     extra: Source | None = None,
     augment: Augmentation | None = None,
     first_epoch: int = 0,
+    after_epoch: Callable[[int, float], None] | None = None,
     seed: int | None = 0,
     progress: bool | str = False,
 ) -> list[float]:
@@ -72,15 +75,16 @@ def train(
         extra: More images, such as ones with pseudo-labels: as many batches of them an epoch as of ``x``.
         augment: Changes images at random before the objective sees them.
         first_epoch: The number of the first epoch, by which warm-up goes.
+        after_epoch: Called with the number of a finished epoch and its mean loss, after the scheduler's step.
         seed: Seed of shuffling and noise; None takes one from the operating system.
         progress: Whether to show a progress bar, or its title.
 
     Raises:
         InputError: If an argument has an impossible value.
-        ModelError: If the loss becomes NaN or infinite.
+        DivergedError: If the loss becomes NaN or infinite, or a weight has after an epoch.
     """
-    check_count(epochs, "epochs", least=0)
-    check_count(first_epoch, "first_epoch", least=0)
+    epochs = check_count(epochs, "epochs", least=0)
+    first_epoch = check_count(first_epoch, "first_epoch", least=0)
     sources = [tensors(x, y), *([] if extra is None else [extra])]
     seed = fresh_seed() if seed is None else check_seed(seed)
     batches = Batches([source.size for source in sources], batch_size, parts, drop_last, seed)
@@ -100,6 +104,8 @@ def train(
                 mean = Mean()
                 if scheduler is not None:
                     scheduler.step()
+                if after_epoch is not None:
+                    after_epoch(step.epoch, losses[-1])
                 bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
                 bar.update()
     return losses
@@ -161,37 +167,95 @@ def minimise(
         workers: Processes that read images ahead; 0: this one reads.
 
     Raises:
-        ModelError: If the loss becomes NaN or infinite; the optimiser has not made that step.
+        InputError: If no parameter of the model is to be trained.
+        DivergedError: If the loss becomes NaN or infinite, and the optimiser has not made that step; or if a weight is
+            so after the last step of an epoch.
+        ModelError: If several processes cannot train the model, as a parameter of it gets no gradient.
     """
+    _, dtype = device_and_dtype(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("model: expected a parameter that is to be trained, got none with requires_grad")
     loss_of, optimizer = fabric.setup(_Loss(model, objective, augment), optimizer)
+
+    @torch.enable_grad()
+    def take(share: Share, x: Tensor, y: Tensor) -> float:
+        """Make a step and return the mean loss of its images, of all processes."""
+        step, weight = share.step, sources[share.step.source].weight
+        draws = BlockDraws(batches.seed, f"training {step.name}", first=share.first, device=fabric.device)
+        layers = stream(batches.seed, f"layers {step.name}", fabric.global_rank).initial_seed()
+        with torch_randomness(layers):  # dropout and its like know no other generator
+            loss = weight * loss_of(_on(x, fabric.device, dtype), _on(y, fabric.device, dtype), step.epoch, draws)
+        optimizer.zero_grad()
+        fabric.backward(loss * share.weight)
+        mean = _mean_over_processes(fabric, loss, share)
+        if not math.isfinite(mean):
+            raise DivergedError(f"loss: expected a finite value, got {mean} in epoch {step.epoch}")
+        optimizer.step()
+        return mean
+
     shares = (
         share_of(step, fabric.global_rank, fabric.world_size)
         for epoch in epochs
         for step in islice(batches.steps(epoch), skip if epoch == epochs.start else 0, None)
     )
-    loader = DataLoader(
+    with modes_restored(model):
+        model.train()
+        for number, (share, x, y) in enumerate(_loader(sources, shares, batches.seed, workers)):
+            mean = take(share, x, y)
+            if number == 0 and fabric.world_size > 1:
+                _check_gradients(model)
+            if share.step.last:
+                check_finite(model)
+            yield share.step, mean
+
+
+def check_finite(model: nn.Module) -> None:
+    """Look for NaN and infinity in weights and buffers.
+
+    Raises:
+        DivergedError: If there are any: they come of gradients that are no numbers, also where the loss is one.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DivergedError(f"model: expected finite weights, got NaN or infinity in {name}")
+
+
+def _check_gradients(model: nn.Module) -> None:
+    """Look for parameters that the first backward pass has not reached: processes would wait for them in vain.
+
+    Raises:
+        ModelError: If there are any.
+    """
+    names = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    if names:
+        raise ModelError(
+            f"model: expected all parameters to have a part in the loss, {names[0]} has none; for several processes "
+            "freeze such parameters (requires_grad_(False))"
+        )
+
+
+def _on(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return images, labels or class probabilities on the model's device, and in its type if they are no integers."""
+    return values.to(device, dtype) if values.is_floating_point() else values.to(device)
+
+
+def _loader(
+    sources: Sequence[Source], shares: Iterable[Share], seed: int, workers: int
+) -> "DataLoader[tuple[Share, Tensor, Tensor]]":
+    return DataLoader(
         Reader(sources),
         sampler=shares,
         batch_size=None,
         num_workers=workers,
-        generator=stream(batches.seed, "data loader"),
+        worker_init_fn=_leave_signals_to_the_parent,
+        generator=stream(seed, "data loader"),
     )
-    with modes_restored(model):
-        model.train()
-        for share, x, y in loader:
-            step = share.step
-            draws = BlockDraws(batches.seed, f"training {step.name}", first=share.first, device=fabric.device)
-            layers = stream(batches.seed, f"layers {step.name}", fabric.global_rank).initial_seed()
-            with torch_randomness(layers):  # dropout and its like know no other generator
-                loss = loss_of(x.to(fabric.device), y.to(fabric.device), step.epoch, draws)
-            weight = sources[step.source].weight
-            mean = weight * _mean_over_processes(fabric, loss, share)
-            if not abs(mean) < float("inf"):
-                raise ModelError(f"loss: expected a finite value, got {mean} in epoch {step.epoch}")
-            optimizer.zero_grad()
-            fabric.backward(loss * (weight * share.weight))
-            optimizer.step()
-            yield step, mean
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Let a reader live until the process that asked for it ends: signals often go to all of a group."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Loss(nn.Module):

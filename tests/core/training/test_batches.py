@@ -1,12 +1,13 @@
 """Which images a step takes: all of them once an epoch, in an order that the seed and the epoch decide."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.data_sets.data_set import in_memory, spaced_images
 from rs_plugins.core.training.batches import Batches, Reader, Source, data_set, share_of, tensors
 from rs_plugins.errors import InputError
 
@@ -32,7 +33,35 @@ def test_parts_and_a_dropped_remainder():
     steps = Batches([103], 10, parts=4, drop_last=True).steps(0)
     assert [len(step.rows) for step in steps] == [3, 3, 2, 2] * 10
     assert sum(step.last for step in steps) == 1
-    assert len({step.name for epoch in range(2) for step in Batches([103], 10, parts=4).steps(epoch)}) == 2 * 43
+    assert len({step.name for epoch in range(2) for step in Batches([103], 10, parts=4).steps(epoch)}) == 2 * 41
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "sizes"),
+    [
+        (41, {"batch_size": 20}, [20, 21]),
+        (41, {"batch_size": 20, "drop_last": True}, [20, 20]),
+        (42, {"batch_size": 20}, [20, 20, 2]),
+        (22, {"batch_size": 20, "parts": 4}, [5, 5, 5, 5, 2]),
+        (23, {"batch_size": 20, "parts": 4}, [5, 5, 5, 5, 3]),
+        (21, {"batch_size": 20, "parts": 4}, [6, 5, 5, 5]),
+        (3, {"batch_size": 1}, [1, 1, 1]),
+        (1, {"batch_size": 20, "parts": 4}, [1]),
+    ],
+    ids=repr,
+)
+def test_no_step_is_of_one_image_if_that_can_be_helped(images, options, sizes):
+    for epoch in range(3):
+        steps = Batches([images], **options).steps(epoch)
+        assert [len(step.rows) for step in steps] == sizes
+        if not options.get("drop_last"):
+            assert sorted(rows(steps)) == list(range(images))
+
+
+@pytest.mark.parametrize("images", [2, 3, 4, 5, 9])
+def test_no_share_is_of_one_image(images):
+    (step,) = Batches([images], 20).steps(0)
+    assert min(len(share_of(step, rank, 4).rows) for rank in range(4)) >= 2
 
 
 @pytest.mark.parametrize("extra", [7, 30, 55, 400])
@@ -75,6 +104,15 @@ def test_reading():
         assert source.weight == 0.5
 
 
+def test_a_source_can_be_sent_to_another_process():
+    data = in_memory("made up", np.random.default_rng(0).random((6, 1, 2, 2)).astype("float32"), np.arange(6))
+    for source in (tensors(torch.rand(6, 2), torch.arange(6)), data_set(data), data_set(spaced_images(data, 3))):
+        again = pickle.loads(pickle.dumps(Reader([source])))
+        share = share_of(Batches([source.size], 2).steps(0)[0], 0, 1)
+        for one, other in zip(Reader([source])[share][1:], again[share][1:], strict=True):
+            assert torch.equal(one, other)
+
+
 def test_soft_labels_are_read_too():
     x, y = torch.rand(4, 2), torch.rand(4, 3)
     assert torch.equal(tensors(x, y).read(torch.tensor([2, 0]))[1], y[[2, 0]])
@@ -87,7 +125,7 @@ def test_soft_labels_are_read_too():
         (lambda: Batches([5], 1, 0), "parts: expected an integer >= 1, got 0"),
         (lambda: Batches([50, 5], 10, drop_last=True), "drop_last: nothing is left of 5 images in batches of 10"),
         (lambda: Source(lambda rows: None, 0), "size: expected an integer >= 1, got 0"),
-        (lambda: tensors(torch.rand(2, 2), torch.zeros(2), weight=-1), "weight: expected a finite number >= 0, got -1"),
+        (lambda: tensors(torch.rand(2, 2), torch.zeros(2), weight=0), "weight: expected a finite number > 0, got 0"),
         (lambda: tensors(torch.rand(2, 2) + 1, torch.zeros(2)), r"x: expected pixels in \[0, 1\]"),
         (lambda: tensors(torch.rand(2, 2), torch.zeros(3)), "y: expected one label for each of at least one image"),
     ],

@@ -69,7 +69,7 @@ def weights(out):
 
 @pytest.mark.parametrize("method", [pytest.param("gaussian", marks=pytest.mark.slow), "smoothmix"])
 def test_the_same_weights_but_for_the_rounding_of_sums(tmp_path, script, method):
-    """20 images in 3 parts over 2 processes are 4 + 3 at a time, the extra images 2 + 2, and 1 + 1 or 1 + 0."""
+    """20 images in 3 parts over 2 processes are 4 + 3 at a time, the extra images 2 + 2."""
     running = [
         start(launcher, script, tmp_path / name, method, 3) for launcher, name in ((ALONE, "one"), (TOGETHER, "two"))
     ]
