@@ -1,6 +1,7 @@
 """A recipe: everything about a training run but the network's weights, the images and the seed."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -11,10 +12,10 @@ from torch import nn
 from rs_plugins.core.checks import check_count, check_flag, check_nonnegative, check_positive
 from rs_plugins.core.training.methods import make_objective
 from rs_plugins.core.training.objective import Objective
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsWarning
 
 Drop = Literal["documented", "reference"]
-_COUNTED_IN_EPOCHS = ("warmup", "deferred")  # options of methods
+_COUNTED_IN_EPOCHS = {"warmup": 1, "deferred": 0}  # options of methods, each with its least value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +61,21 @@ class Recipe:
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        self.objective()  # checks method, options and sigma
-        check_flag(self.augment, "augment")
-        check_count(self.epochs, "epochs", least=0)
+        object.__setattr__(self, "sigma", getattr(self.objective(), "sigma", self.sigma))  # method and options, too
+        self._check("augment", check_flag)
+        self._check("epochs", check_count, least=0)
         for name in ("batch_size", "parts", "lr_step"):
-            check_count(getattr(self, name), name)
+            self._check(name, check_count)
         for name in ("lr", "lr_factor"):
-            check_positive(getattr(self, name), name)
+            self._check(name, check_positive)
         for name in ("momentum", "weight_decay"):
-            check_nonnegative(getattr(self, name), name)
+            self._check(name, check_nonnegative)
         if self.lr_drop not in get_args(Drop):
             raise InputError(f"lr_drop: expected one of {', '.join(map(repr, get_args(Drop)))}, got {self.lr_drop!r}")
+
+    def _check(self, name: str, check: Callable[..., Any], **how: Any) -> None:
+        """Replace the setting ``name`` by what ``check`` makes of it."""
+        object.__setattr__(self, name, check(getattr(self, name), name, **how))
 
     def objective(self) -> Objective:
         """Return the objective."""
@@ -92,13 +97,25 @@ class Recipe:
     def shortened(self, epochs: int) -> "Recipe":
         """Return the recipe with another number of epochs, and all that is counted in epochs in the same proportion.
 
+        Warns:
+            RSPluginsWarning: If there are so few that the deferred term of the objective would never act.
+
         Raises:
-            InputError: If ``epochs`` is not an integer of at least 1.
+            InputError: If ``epochs`` is not an integer of at least 1, or the recipe has no epochs.
         """
-        share = check_count(epochs, "epochs") / self.epochs
-        options = {
-            name: max(1, round(value * share)) if name in _COUNTED_IN_EPOCHS else value
-            for name, value in self.options.items()
-        }
+        epochs = check_count(epochs, "epochs")
+        if not self.epochs:
+            raise InputError(f"epochs: nothing of a recipe of 0 epochs can be in proportion to {epochs}")
+        if epochs == self.epochs:
+            return self
+        share = epochs / self.epochs
+        objective, options = self.objective(), dict(self.options)
+        for name, least in _COUNTED_IN_EPOCHS.items():
+            value = getattr(objective, name, None)
+            if value is not None:
+                options[name] = max(least, round(value * share))
+        if options.get("deferred") is not None and options["deferred"] >= epochs - 1:
+            message = f"epochs: {epochs} are too few for {self.method!r}, whose deferred term would never act"
+            warnings.warn(message, RSPluginsWarning, stacklevel=2)
         lr_step = max(1, round(self.lr_step * share))
         return replace(self, epochs=epochs, lr_step=lr_step, options=MappingProxyType(options))

@@ -1,7 +1,9 @@
 """Methods by name, and the papers' recipes: what they say, and that they can be carried out."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -11,10 +13,11 @@ from rs_plugins.core.training.inner_attacks import PGD
 from rs_plugins.core.training.macer import Macer
 from rs_plugins.core.training.methods import METHODS, make_objective
 from rs_plugins.core.training.presets import PRESETS, SIGMAS, preset
+from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.smoothadv import SmoothAdv
 from rs_plugins.core.training.smoothmix import SmoothMix
 from rs_plugins.core.training.stability import Stability
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsWarning
 
 # name: objective, parts of a batch
 MNIST = {
@@ -151,6 +154,51 @@ def test_a_shorter_recipe_keeps_its_proportions():
     assert preset("gaussian-mnist-0.5").shortened(1).lr_step == 1
     with pytest.raises(InputError, match="epochs: expected an integer >= 1, got 0"):
         preset("gaussian-mnist-0.5").shortened(0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_recipe_of_its_own_length_stays_as_it_is(name):
+    assert preset(name).shortened(preset(name).epochs) == preset(name)
+
+
+def test_a_shorter_recipe_shortens_what_no_option_says():
+    recipe = Recipe(method="smoothadv", sigma=0.5, epochs=90)
+    assert recipe.objective().warmup == 10
+    assert recipe.shortened(27).objective() == SmoothAdv(0.5, warmup=3)
+    assert recipe.shortened(1).objective().warmup == 1
+    assert Recipe(method="gaussian", sigma=0.5, epochs=90).shortened(9).options == {}
+
+
+@pytest.mark.parametrize(("deferred", "expected"), [(None, None), (0, 0), (1, 0), (45, 15), (45.0, 15)])
+def test_a_shorter_recipe_defers_in_proportion(deferred, expected):
+    recipe = Recipe(method="macer", sigma=0.5, options={"deferred": deferred}, epochs=90)
+    assert recipe.shortened(30).objective().deferred == expected
+
+
+@pytest.mark.parametrize(("epochs", "deferred"), [(1, 0), (2, 1)])
+def test_a_recipe_too_short_for_its_deferred_term_warns(epochs, deferred):
+    with pytest.warns(RSPluginsWarning, match=f"epochs: {epochs} are too few for 'macer', whose deferred term"):
+        short = preset("macer-mnist-0.5").shortened(epochs)
+    assert short.objective().deferred == deferred
+    assert preset("macer-mnist-0.5").shortened(3).objective().deferred == 1  # so it acts in the last epoch, number 2
+
+
+def test_a_recipe_of_no_epochs_has_no_proportions():
+    with pytest.raises(InputError, match="epochs: nothing of a recipe of 0 epochs can be in proportion to 3"):
+        Recipe(method="gaussian", sigma=0.5, epochs=0).shortened(3)
+
+
+def test_numbers_of_every_kind_are_kept_as_pythons():
+    given = {
+        **{"sigma": np.float32(0.25), "augment": np.True_, "epochs": 2.0, "batch_size": np.int64(20), "parts": 2.0},
+        **{"lr": np.float32(0.5), "lr_step": 3.0, "lr_factor": np.float64(0.5), "momentum": 0, "weight_decay": 1},
+    }
+    recipe = Recipe(method="gaussian", **given)
+    kept = {name: getattr(recipe, name) for name in given}
+    assert kept == given
+    assert json.loads(json.dumps(kept)) == given
+    whole = {"augment": bool, "epochs": int, "batch_size": int, "parts": int, "lr_step": int}
+    assert {name: type(value) for name, value in kept.items()} == dict.fromkeys(given, float) | whole
 
 
 @pytest.mark.parametrize(
