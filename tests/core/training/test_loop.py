@@ -210,7 +210,7 @@ def test_more_images_are_weighed(seed):
         gradients = torch.autograd.grad(loss, list(copy.parameters()))
         for parameter, gradient in zip(copy.parameters(), gradients, strict=True):
             parameter.data -= 0.1 * gradient
-        total += float(loss)
+        total += loss.item()
     extra = tensors(*sources[1][:2], weight=0.25)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = train(model, X[:1], Y[:1], plain, optimizer=optimizer, epochs=1, extra=extra, seed=seed)

@@ -38,6 +38,9 @@ recipe = Recipe(
 )
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+if sys.argv[4:] == ["--unused"]:
+    model.spare = nn.Linear(1, 1)
+    model.forward = lambda x: model[3](model[2](model[1](model[0](x))))
 train_data_set(model, data, recipe, out, extra=more, extra_weight=0.5, validation=more, seed=3, resume=resume)
 """
 ALONE = [sys.executable]
@@ -101,3 +104,10 @@ def test_stopped_together_and_gone_on_with_bit_for_bit(tmp_path, script):
     finish(whole)
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "run")
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_a_parameter_without_a_part_in_the_loss_is_named(tmp_path, script):
+    errors = finish(start(TOGETHER, script, tmp_path / "run", "gaussian", 1, "--unused"), code=1)
+    assert "model: expected all parameters to have a part in the loss, spare.weight has none" in errors
+    finish(start(ALONE, script, tmp_path / "one", "gaussian", 1, "--unused"))
