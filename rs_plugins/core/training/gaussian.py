@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from rs_plugins.core.checks import check_count
+from rs_plugins.core.models import check_logits
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.objectives import noisy_logits
 from rs_plugins.core.training.losses import mean_cross_entropy
@@ -14,7 +14,7 @@ from rs_plugins.core.training.objective import Batch, Draws, Method
 
 def plain(model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
     """Return the mean cross-entropy on the images as they are; ``draws`` is not used."""
-    return cross_entropy(model(batch.x), batch.y)
+    return mean_cross_entropy(check_logits(model(batch.x), len(batch.x)).unsqueeze(1), batch.y)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ ends; here it is computed in log space and goes on.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from rs_plugins.core.checks import check_count, check_positive, check_probabilit
 from rs_plugins.core.geometry import expand_like, l2_norm, project_l2
 from rs_plugins.core.models import evaluating, frozen
 from rs_plugins.core.objectives import chosen, count_votes, input_gradient, noisy_logits
+from rs_plugins.core.training.losses import check_range
 from rs_plugins.errors import InputError
 
 GUARD = 1e-8  # added to the norm of a gradient by Jeong and Shin (2020) and Jeong et al. (2021)
@@ -79,7 +80,10 @@ class PGD:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        _check_budget(self.eps, self.steps, self.step)
+        _check(self, "eps", check_positive)
+        _check(self, "steps", check_count)
+        if self.step is not None:
+            _check(self, "step", check_positive)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, e: Tensor, share: float) -> Tensor:
         """Return the perturbed images, see `Attack`."""
@@ -111,7 +115,10 @@ class BallFirstPGD:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        _check_budget(self.eps, self.steps, self.step)
+        _check(self, "eps", check_positive)
+        _check(self, "steps", check_count)
+        if self.step is not None:
+            _check(self, "step", check_positive)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, e: Tensor, share: float) -> Tensor:
         """Return the perturbed images, see `Attack`."""
@@ -147,12 +154,13 @@ class DDN:
     levels: int | None = 256
 
     def __post_init__(self) -> None:
-        _check_budget(self.eps, self.steps, None)
-        check_probability(self.gamma, "gamma")
+        _check(self, "eps", check_positive)
+        _check(self, "steps", check_count)
+        _check(self, "gamma", check_probability)
         if self.init_norm is not None:
-            check_positive(self.init_norm, "init_norm")
+            _check(self, "init_norm", check_positive)
         if self.levels is not None:
-            check_count(self.levels, "levels", least=2)
+            _check(self, "levels", check_count, least=2)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, e: Tensor, share: float) -> Tensor:
         """Return the perturbed images, see `Attack`."""
@@ -213,17 +221,16 @@ def slope(model: nn.Module, x: Tensor, y: Tensor, e: Tensor) -> tuple[Tensor, Te
         e: Each image's own noise draws, (n, m, *input).
 
     Raises:
+        InputError: If a label is out of range.
         ModelError: If no gradient flows from the logits to the input.
     """
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         output = noisy_logits(model, leaf, e)
-        loss = math.log(e.shape[1]) - chosen(output, y).logsumexp(dim=1)
+        loss = math.log(e.shape[1]) - chosen(output, check_range(y, output.shape[-1])).logsumexp(dim=1)
         return input_gradient(loss, leaf), output.detach()
 
 
-def _check_budget(eps: float, steps: int, step: float | None) -> None:
-    check_positive(eps, "eps")
-    check_count(steps, "steps")
-    if step is not None:
-        check_positive(step, "step")
+def _check(attack: object, name: str, check: Callable[..., Any], **how: Any) -> None:
+    """Replace the setting ``name`` by what ``check`` makes of it."""
+    object.__setattr__(attack, name, check(getattr(attack, name), name, **how))

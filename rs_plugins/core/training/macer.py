@@ -8,6 +8,7 @@ from torch.special import ndtri
 
 from rs_plugins.core.checks import check_count, check_labels, check_nonnegative, check_positive
 from rs_plugins.core.objectives import noisy_logits
+from rs_plugins.core.training.losses import check_range
 from rs_plugins.core.training.objective import Batch, Draws, Method
 
 LEAST = 1e-10  # their code adds it to the probability of the label: a copy that is surely wrong counts no more
@@ -54,7 +55,7 @@ class Macer(Method):
         """Return the loss of ``batch``."""
         x, y = batch.x, check_labels(batch.y, n=len(batch.x)).long()
         output = noisy_logits(model, x, draws.noise(self.noise, x, self.samples))
-        p = output.softmax(dim=-1).mean(dim=1).gather(1, y.unsqueeze(1))
+        p = output.softmax(dim=-1).mean(dim=1).gather(1, check_range(y, output.shape[-1]).unsqueeze(1))
         loss = -(p + LEAST).log().sum()
         if self.deferred is None or batch.epoch > self.deferred:
             loss = loss + self.lam * self.shortfall(output, y)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from rs_plugins.core.checks import check_count, check_labels, check_nonnegative
 from rs_plugins.core.models import check_logits
@@ -45,7 +44,7 @@ class Stability(Method):
         log_noisy = noisy_logits(model, x, e).log_softmax(dim=-1)
         log_clean = clean.to(log_noisy.dtype).log_softmax(dim=-1)
         agreement = cross_entropy_between(log_clean.unsqueeze(1), log_noisy).mean()
-        return cross_entropy(clean.to(log_noisy.dtype), y) + self.lam * agreement
+        return mean_cross_entropy(clean.to(log_noisy.dtype).unsqueeze(1), y) + self.lam * agreement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ class StabilityRs4a(_OfTwoCopies):
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return the loss of ``batch``."""
         output, difference, y = self._two(model, batch, draws)
-        return cross_entropy(output[:, 0], y) + self.lam * difference
+        return mean_cross_entropy(output[:, :1], y) + self.lam * difference
 
 
 @dataclass(frozen=True, kw_only=True)

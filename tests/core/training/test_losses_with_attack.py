@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -310,3 +311,20 @@ def test_probabilities_of_zero_have_finite_gradients(problem):
 def test_impossible_settings_are_refused(make, options, message):
     with pytest.raises(InputError, match=message):
         make(**options) if make in (PGD, BallFirstPGD, DDN) else make(0.5, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (PGD(eps=np.float32(0.5), steps=3.0, step=np.float64(0.25)), PGD(eps=0.5, steps=3, step=0.25)),
+        (BallFirstPGD(eps=1, steps=np.int64(2), step=1), BallFirstPGD(eps=1.0, steps=2, step=1.0)),
+        (
+            DDN(eps=1, steps=2.0, gamma=np.float32(0.5), init_norm=1, levels=8.0),
+            DDN(eps=1.0, steps=2, gamma=0.5, init_norm=1.0, levels=8),
+        ),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_numbers_of_every_kind_are_kept_as_pythons(given, expected):
+    """A record of a run says by ``repr`` what attack it was."""
+    assert repr(given) == repr(expected)

@@ -9,9 +9,10 @@ import torch
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.streams import stream
 from rs_plugins.core.training.gaussian import Gaussian, gaussian, plain
+from rs_plugins.core.training.inner_attacks import DDN, BallFirstPGD
 from rs_plugins.core.training.methods import METHODS
 from rs_plugins.core.training.objective import Batch, StreamDraws, warm_up, weighted
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, ModelError
 
 X = torch.rand(2000, 2, 3, generator=torch.Generator().manual_seed(0))
 
@@ -108,9 +109,51 @@ def test_soft_labels_are_refused_where_a_label_is_needed(name, problem):
 def test_labels_of_any_integer_type_are_taken(name, problem):
     losses = [
         METHODS[name](0.5)(problem.model, Batch(problem.x, problem.y.to(dtype)), StreamDraws(stream(0, "test")))
-        for dtype in ([torch.int64] if name == "gaussian" else [torch.int64, torch.int32, torch.uint8])
+        for dtype in (torch.int64, torch.int32, torch.uint8)
     ]
     assert len({loss.item() for loss in losses}) == 1
+
+
+OBJECTIVES = {name: method(0.5) for name, method in METHODS.items()} | {
+    "plain": plain,
+    "smoothadv, ddn": METHODS["smoothadv"](0.5, attack=DDN()),
+    "consistency with attack": METHODS["consistency"](0.5, attack=BallFirstPGD()),
+}
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0, 1, 2, 0, 3], r"y: expected labels in \[0, 3\), got values from 0 to 3"),
+        ([0, 1, 2, 0, -100], r"y: expected labels in \[0, 3\), got values from -100 to 2"),
+        ([[0, 0, 1]] * 5, r"y: expected one label per image, shape \(5,\), got shape \(5, 3\)"),
+        ([0, 1, 2, 0], r"y: expected one label per image, shape \(5,\), got shape \(4,\)"),
+        ([0.0, 1.0, 2.0, 0.0, 1.0], r"y: expected a tensor of integer labels, got torch\.float32"),
+    ],
+    ids=["too great", "cross-entropy leaves it out", "one-hot", "too few", "floating"],
+)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_labels_that_the_model_does_not_know_are_refused(name, y, message, problem):
+    with pytest.raises(InputError, match=message):
+        OBJECTIVES[name](problem.model, Batch(problem.x, torch.tensor(y)), StreamDraws(stream(0, "test")))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "plain"])
+def test_class_probabilities_have_the_shape_of_the_logits_and_any_precision(name, problem):
+    soft = torch.full((5, 3), 0.25) + torch.eye(5, 3) / 4
+    draws = [StreamDraws(stream(0, "test")) for _ in range(2)]
+    losses = [
+        OBJECTIVES[name](problem.model, Batch(problem.x, soft.to(dtype)), each)
+        for dtype, each in zip((torch.float32, torch.float64), draws, strict=True)
+    ]
+    assert torch.equal(*losses)
+    with pytest.raises(InputError, match=r"y: expected class probabilities of shape \(5, 3\), got shape \(5, 2\)"):
+        OBJECTIVES[name](problem.model, Batch(problem.x, soft[:, :2]), StreamDraws(stream(0, "test")))
+
+
+def test_plain_training_wants_logits(problem):
+    with pytest.raises(ModelError, match=r"model: expected logits of shape \(5, classes\), got shape \(5,\)"):
+        plain(lambda x: x[:, 0], Batch(problem.x, problem.y), None)
 
 
 def test_the_weight_multiplies_value_and_gradient(problem):
