@@ -216,6 +216,7 @@ class SmoothedBlackBox(Certifying, ClassifierMixin, NeuralNetworkMixin, BaseEsti
             InputError: If an argument has an impossible value.
         """
         images = check_images(to_images(x, torch.float32), "x").detach()
+        batch_size = check_count(batch_size, "batch_size")
         copies = check_count(nb_epochs, "nb_epochs")
         rows = _rows(y, len(images), self._nb_classes)
         self._fits += 1

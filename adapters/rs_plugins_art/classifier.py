@@ -1,5 +1,6 @@
 """The smoothed classifier as an ART estimator."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ class SmoothedClassifier(SmoothedGradients):
             ModelError: If the model does not return finite logits (n, classes).
         """
         refuse_training_mode(training_mode)
-        check_count(batch_size, "batch_size")
+        batch_size = check_count(batch_size, "batch_size")
         if is_abstain:
             return self._hard_rows(self._images(x))
         x, broken = set_aside_broken(x)
@@ -261,10 +262,10 @@ class SmoothedClassifier(SmoothedGradients):
         first_epoch: int,
         scheduler: Scheduler | None,
         verbose: bool,
+        after_epoch: Callable[[int, float], None] | None = None,
         **how: Any,
-    ) -> list[float]:
-        """Do what `fit_generator` does and return the mean loss of each epoch."""
-        losses: list[float] = []
+    ) -> None:
+        """Do what `fit_generator` does; ``after_epoch`` is called with the number of each epoch and its mean loss."""
         first_epoch = check_count(first_epoch, "first_epoch", least=0)
         epochs = range(first_epoch, first_epoch + check_count(nb_epochs, "nb_epochs", least=0))
         for epoch in tqdm(epochs, desc="train", unit="epoch", disable=not verbose):
@@ -273,10 +274,10 @@ class SmoothedClassifier(SmoothedGradients):
                 batch = {"batch_size": len(x), "nb_epochs": 1, "first_epoch": epoch, "verbose": False}
                 (loss,) = self._fit(x, y, objective, **batch, **how)
                 total, seen = total + loss * len(x), seen + len(x)
-            losses.append(total / seen)
             if scheduler is not None:
                 scheduler.step()
-        return losses
+            if after_epoch is not None:
+                after_epoch(epoch, total / seen)
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -289,6 +290,7 @@ class SmoothedClassifier(SmoothedGradients):
         """
         settings = {name: value for name, value in self.get_params().items() if name in _SAVED}
         settings |= {"family": self.family(self.sigma).name, "clip_values": self._clip_values is not None}
+        settings |= {"fits": self._fits}  # so that a loaded classifier goes on with new noise
         save_classifier(stem(filename, path), self.base_model, settings, self._optimizer)
 
     @classmethod
@@ -322,5 +324,8 @@ class SmoothedClassifier(SmoothedGradients):
         saved, given = settings.pop("family"), family(settings["sigma"]).name
         if saved != given:
             raise InputError(f"family: expected the noise family {saved!r} that was saved, got {given!r}")
+        fits = settings.pop("fits", 0)
         load_weights(where, model, optimizer)
-        return cls(model, optimizer=optimizer, family=family, device_type=device_type, **settings)
+        classifier = cls(model, optimizer=optimizer, family=family, device_type=device_type, **settings)
+        classifier._fits = fits
+        return classifier

@@ -41,7 +41,7 @@ class SmoothedTrainer(Trainer):
 
     Attributes:
         parts: Into how many parts a batch is cut, each with a step of the optimiser of its own.
-        history: An `Epoch` for each finished pass over the data, of all calls.
+        history: An `Epoch` for each finished pass over the data, of all calls, also of those that ended in an error.
     """
 
     method: ClassVar[str]
@@ -95,7 +95,7 @@ class SmoothedTrainer(Trainer):
         self._train(
             lambda **how: self._smoothed._fit(x, y, batch_size=batch_size, drop_last=drop_last, **how),
             validation_data,
-            scheduler,
+            scheduler=scheduler,
             first_epoch=first_epoch,
             nb_epochs=nb_epochs,
             training_mode=training_mode,
@@ -131,7 +131,7 @@ class SmoothedTrainer(Trainer):
         self._train(
             lambda **how: self._smoothed._fit_generator(generator, **how),
             validation_data,
-            scheduler,
+            scheduler=scheduler,
             first_epoch=first_epoch,
             nb_epochs=nb_epochs,
             training_mode=training_mode,
@@ -143,22 +143,15 @@ class SmoothedTrainer(Trainer):
         rows: Array = self._classifier.predict(x, **kwargs)
         return rows
 
-    def _train(
-        self,
-        fit: Callable[..., list[float]],
-        validation_data: tuple[Array, Array] | None,
-        scheduler: Scheduler | None,
-        *,
-        first_epoch: int,
-        **how: Any,
-    ) -> None:
-        """Call ``fit`` and add to the history."""
+    def _train(self, fit: Callable[..., object], validation_data: tuple[Array, Array] | None, **how: Any) -> None:
+        """Call ``fit`` and add each epoch to the history as it ends."""
         self._refresh()
-        after = _AfterEpoch(self._smoothed, scheduler, validation_data)
-        losses = fit(objective=self.objective, parts=self.parts, first_epoch=first_epoch, scheduler=after, **how)
-        accuracies = after.accuracies if validation_data is not None else [None] * len(losses)
-        for number, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), first_epoch):
-            self.history.append(Epoch(number, loss, accuracy))
+        judged = None if validation_data is None else _validation(self._smoothed, validation_data)
+
+        def add(number: int, loss: float) -> None:
+            self.history.append(Epoch(number, loss, None if judged is None else _accuracy(self._smoothed, *judged)))
+
+        fit(objective=self.objective, parts=self.parts, after_epoch=add, **how)
 
     def _refresh(self) -> None:
         """Check the classifier again, whose settings may have changed, and take over what is the host's."""
@@ -166,29 +159,6 @@ class SmoothedTrainer(Trainer):
         sigma = attacked(self._classifier, self._sigma, self._smoothed.seed).sigma
         if self._smoothed is not self._classifier:
             self._smoothed.set_params(sigma=sigma, optimizer=self._classifier.optimizer)
-
-
-class _AfterEpoch:
-    """A scheduler that steps another one, if there is one, and judges the classifier, if there are images for that.
-
-    Attributes:
-        accuracies: One for each epoch.
-    """
-
-    def __init__(
-        self, classifier: SmoothedClassifier, scheduler: Scheduler | None, validation_data: tuple[Array, Array] | None
-    ) -> None:
-        self._classifier, self._scheduler, self._images = classifier, scheduler, None
-        self.accuracies: list[float] = []
-        if validation_data is not None:
-            self._images, self._labels = _validation(classifier, validation_data)
-
-    def step(self) -> None:
-        if self._scheduler is not None:
-            self._scheduler.step()
-        if self._images is not None:
-            right = self._classifier.predict(self._images).argmax(axis=1) == self._labels
-            self.accuracies.append(float(right.mean()))
 
 
 def _validation(classifier: SmoothedClassifier, data: Any) -> tuple[Any, Array]:
@@ -200,6 +170,11 @@ def _validation(classifier: SmoothedClassifier, data: Any) -> tuple[Any, Array]:
         raise InputError("validation_data: expected at least one image, got none")
     labels = to_classes(data[1], n=len(images), classes=classifier.nb_classes, name="validation_data: labels")
     return images, labels.cpu().numpy()
+
+
+def _accuracy(classifier: SmoothedClassifier, images: Any, labels: Array) -> float:
+    """Return the share of ``images`` that the soft vote under noise gets right."""
+    return float((classifier.predict(images).argmax(axis=1) == labels).mean())
 
 
 def _smoothed(classifier: Any, sigma: float | None, seed: int | None) -> SmoothedClassifier:

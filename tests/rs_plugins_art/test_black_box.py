@@ -397,7 +397,8 @@ def test_fit_of_a_network_goes_on_from_copy_to_copy(x, y):
     host = Host(cnn(), nn.CrossEntropyLoss(), SHAPE, CLASSES, device_type="cpu")
     classifier = SmoothedBlackBox(host, 0.5)
     classifier.fit(x, y, batch_size=3, nb_epochs=2, drop_last=True)
-    classifier.fit(x, y, batch_size=3, nb_epochs=1)
+    classifier.fit(x, y, batch_size=3.0, nb_epochs=1)
+    assert type(host.fits[-1][2]["batch_size"]) is int
     noise = np.stack([images - x for images, _, _ in host.fits])
     assert noise.std() == pytest.approx(0.5, rel=0.1)
     assert all(np.abs(one - other).max() > 0.5 for one, other in itertools.pairwise(noise))
@@ -408,6 +409,7 @@ def test_fit_of_a_network_goes_on_from_copy_to_copy(x, y):
     ]
     for options, message in (
         ({"nb_epochs": 0}, "nb_epochs: expected"),
+        ({"batch_size": 1.5}, "batch_size: expected"),
         ({"x": x * 9}, "x: expected pixels"),
     ):
         with pytest.raises(InputError, match=message):

@@ -13,8 +13,10 @@ from torch import nn
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.errors import InputError, ModelError
 from rs_plugins_art.classifier import SmoothedClassifier
+from rs_plugins_art.files import read_settings, save_classifier
 
-from .conftest import CLASSES, SHAPE, cnn, mlp, seeded
+from .conftest import CLASSES, SHAPE, Recorder, cnn, mlp, seeded
+from .test_training import noise_seen, trainable
 
 SETTINGS = {
     "sigma": 0.5,
@@ -137,6 +139,35 @@ def test_save_and_load_give_the_same_classifier_and_go_on_training_alike(clip_va
     assert loaded.optimizer.param_groups[0]["lr"] == 0.01
     steps = [o.state_dict()["state"][0]["exp_avg"] for o in (loaded.optimizer, classifier.optimizer)]
     assert torch.equal(*steps)
+
+
+def test_a_loaded_classifier_goes_on_with_new_noise(y, tmp_path):
+    def classifier():
+        return trainable(Recorder(mlp()), seed=3)
+
+    images = np.full((5, 7), 0.5, np.float32)
+
+    def fit(classifier):
+        (noise,) = noise_seen(classifier, lambda: classifier.fit(images, y, nb_epochs=1))
+        return noise
+
+    one = classifier()
+    first = fit(one)
+    one.save("model", str(tmp_path))
+    again = classifier()
+    loaded = SmoothedClassifier.load("model", str(tmp_path), model=again.base_model, optimizer=again.optimizer)
+    second = fit(one)
+    assert not torch.equal(first, second)
+    assert torch.equal(fit(loaded), second)
+
+
+def test_a_file_without_the_number_of_fits_is_of_a_classifier_without_any(x, y, tmp_path):
+    trained(x, y).save("new", str(tmp_path))
+    settings = read_settings(tmp_path / "new")
+    assert settings.pop("fits") == 1
+    save_classifier(tmp_path / "old", cnn(3), settings, None)
+    loaded = SmoothedClassifier.load("old", str(tmp_path), model=cnn())
+    assert (loaded.sigma, loaded._fits) == (0.5, 0)
 
 
 def test_what_is_saved_is_two_files_of_which_none_is_a_pickle_of_code(x, y, tmp_path):

@@ -118,8 +118,9 @@ def test_parts_and_epochs_reach_the_objective():
     classifier.fit(x, y, batch_size=10, nb_epochs=1, method=(objective := Epochs()))
     assert (objective.seen, objective.sizes) == ([0], [10])
     generator = NumpyDataGenerator(x, y, batch_size=5)
-    classifier.fit_generator(generator, nb_epochs=2, method=(objective := Epochs()), parts=5, first_epoch=3)
-    assert (objective.seen, objective.sizes) == ([3] * 10 + [4] * 10, [1] * 20)
+    larger = NumpyDataGenerator(*half(20), batch_size=10)
+    classifier.fit_generator(larger, nb_epochs=2, method=(objective := Epochs()), parts=5, first_epoch=3)
+    assert (objective.seen, objective.sizes) == ([3] * 10 + [4] * 10, [2] * 20)
     classifier.fit_generator(generator, nb_epochs=2, method=(objective := Epochs()))
     assert objective.seen == [0, 0, 1, 1]
 
@@ -151,6 +152,14 @@ def test_the_noise_is_the_classifiers(x, y):
         InputError, match=r"method: expected an objective for the classifier's sigma 0\.25, got one for"
     ):
         classifier.fit(x, y, method=Gaussian(0.5))
+
+
+def test_whole_numbers_of_every_kind_are_taken(x, y):
+    one, other = trainable(quiet()), trainable(quiet())
+    one.fit(x, y, batch_size=4, nb_epochs=2, parts=2, first_epoch=1)
+    other.fit(x, y, batch_size=4.0, nb_epochs=2.0, parts=np.float64(2), first_epoch=np.int64(1))
+    assert torch.equal(weights(one), weights(other))
+    assert np.array_equal(one.predict(x, batch_size=2), other.predict(x, batch_size=2.0))
 
 
 class Uniform(GaussianNoise):
