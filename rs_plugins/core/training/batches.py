@@ -48,6 +48,8 @@ def tensors(x: Tensor, y: Tensor, *, weight: float = 1.0) -> Source:
     check_images(x)
     if len(x) != len(y) or not len(x):
         raise InputError(f"y: expected one label for each of at least one image, got {len(x)} images, {len(y)} labels")
+    if not y.is_floating_point() and int(y.min()) < 0:  # of which torch's cross-entropy would skip some in silence
+        raise InputError(f"y: expected labels >= 0, got {int(y.min())}")
     return Source(partial(_read_tensors, x, y), len(x), weight)
 
 

@@ -127,6 +127,7 @@ def test_soft_labels_are_read_too():
         (lambda: Source(lambda rows: None, 0), "size: expected an integer >= 1, got 0"),
         (lambda: tensors(torch.rand(2, 2), torch.zeros(2), weight=0), "weight: expected a finite number > 0, got 0"),
         (lambda: tensors(torch.rand(2, 2) + 1, torch.zeros(2)), r"x: expected pixels in \[0, 1\]"),
+        (lambda: tensors(torch.rand(2, 2), torch.tensor([0, -100])), "y: expected labels >= 0, got -100"),
         (lambda: tensors(torch.rand(2, 2), torch.zeros(3)), "y: expected one label for each of at least one image"),
     ],
 )
