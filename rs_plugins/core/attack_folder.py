@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from rs_plugins.core.checks import check_plain
 from rs_plugins.core.results_writer import changes, lock, record_text, write_whole
 from rs_plugins.errors import InputError, ResultsError
 
@@ -53,8 +54,8 @@ class AttackFolder:
         columns: Collection[str] = (),
     ) -> None:
         self.path = Path(path)
-        _check_plain(settings)
-        self._settings: dict[str, Any] = json.loads(record_text({**settings, **_OURS}))
+        plain = check_plain(settings, "settings")
+        self._settings: dict[str, Any] = json.loads(record_text({**plain, **_OURS}))
         self._resume = resume
         self._columns = columns
         self._file: IO[bytes] | None = None
@@ -205,20 +206,6 @@ def _read(file: Path, columns: Collection[str] = ()) -> Columns:
         if column.shape[:1] != index.shape:
             raise ResultsError(f"{file}: expected {len(index)} rows, as index has, got {name} of shape {column.shape}")
     return batch
-
-
-def _check_plain(settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        if not _is_plain(value):
-            raise InputError(f"settings: expected plain data without infinite numbers, got {name}={value!r}")
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Checks of what callers hand in, made before any long work; messages name the argument, the expected and the got."""
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +74,18 @@ def check_flag(value: bool, name: str) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
+
+
+def check_plain(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return ``values`` as a dict if they are plain data: what JSON has, so no infinite numbers.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    for key, value in values.items():
+        if not isinstance(key, str) or not _is_plain(value):
+            raise InputError(f"{name}: expected plain data without infinite numbers, got {key}={value!r}")
+    return dict(values)
 
 
 def check_floating(x: Tensor, name: str = "x") -> Tensor:
@@ -161,5 +175,13 @@ def _number(value: float, name: str, expected: str) -> float:
         raise InputError(f"{name}: expected {expected}, got {value!r}")
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name}: expected {expected}, got {value!r}") from None
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True

@@ -127,3 +127,18 @@ def test_seeds(seed):
     assert checks.check_seed(np.int64(3)) == 3
     with pytest.raises(InputError, match="seed: expected an integer or None, got"):
         checks.check_seed(seed)
+
+
+@pytest.mark.parametrize("value", [np.zeros(1), np.int64(1), float("inf"), {1, 2}, [object()]], ids=repr)
+def test_plain_data(value):
+    plain = {"name": "x", "numbers": [1, 2.5], "none": None, "more": {"a": True}}
+    assert checks.check_plain(plain, "it") == plain
+    with pytest.raises(InputError, match="it: expected plain data without infinite numbers, got value="):
+        checks.check_plain({**plain, "value": value}, "it")
+    with pytest.raises(InputError, match="it: expected plain data without infinite numbers, got 3='x'"):
+        checks.check_plain({3: "x"}, "it")
+
+
+def test_a_number_that_is_too_large_for_any_float():
+    with pytest.raises(InputError, match="x: expected a finite number > 0, got 1000"):
+        checks.check_positive(10**400, "x")
