@@ -46,6 +46,11 @@ model_options = _together(
         metavar="PACKAGE.MODULE:FUNCTION|DIR",
         help="Returns the model, normalisation inside; or a folder that rs-plugins train wrote.",
     ),
+    click.option(
+        "--trust-model",
+        is_flag=True,
+        help="Where --model is a folder of a network that a function makes, import that function and call it.",
+    ),
     click.option("--weights", type=click.Path(path_type=Path), help="safetensors, or a torch file of tensors only."),
     data_option,
     click.option(
@@ -80,6 +85,7 @@ def find_modules_here() -> None:
 def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
     """Return the model that ``model`` and ``weights`` name, and ``sigma``, by default that of its training.
 
+    A function that a folder names is called only with ``trust_model``: folders come from others, command lines do not.
     Without weights, what a function returns has to be the same each time.
 
     Raises:
@@ -93,7 +99,7 @@ def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
     if Path(target).is_dir():
         if weights is not None:
             raise InputError(f"weights: the folder {target} has its own, expected no --weights beside it")
-        trained = load_trained(target)
+        trained = load_trained(target, trust=options["trust_model"])
         return trained.model, trained.sigma if sigma is None else sigma
     if ":" not in target:
         raise InputError(

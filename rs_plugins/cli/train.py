@@ -155,8 +155,8 @@ def train(out: Path, quiet: bool, **options: Any) -> None:
     Started by torchrun, all processes train one network together, on the batches that a single one would have.
 
     The folder is a model: rs-plugins certify --model DIR, and rs_plugins.load_trained in Python. The current folder is
-    on the path, so a network defined in mynets.py there is mynets:FUNCTION. The same job in Python is
-    rs_plugins.core.training.job.train_data_set.
+    on the path, so a network defined in mynets.py there is mynets:FUNCTION; certify and attack call it for a folder
+    with --trust-model. The same job in Python is rs_plugins.core.training.job.train_data_set.
     """
     try:
         with plain_warnings(shown=_first_process()), plain_model_errors():
@@ -196,7 +196,7 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
     if _first_process():
         click.echo(f"{_title(recipe, model, chosen)}\n\n{_table(history)}\n")
         _show_files(out, history, drawn=drawn)
-        click.echo(f"\nnext: {_next(out, options)}")
+        click.echo(f"\nnext: {_next(out, recipe.architecture, options)}")
 
 
 def _open(options: Mapping[str, Any]) -> "tuple[DataSet, DataSet | None, DataSet | None]":
@@ -276,13 +276,14 @@ def _show_files(out: Path, history: Sequence["Epoch"], *, drawn: bool) -> None:
     click.echo(f"  {path}")
 
 
-def _next(out: Path, options: Mapping[str, Any]) -> str:
+def _next(out: Path, architecture: str, options: Mapping[str, Any]) -> str:
     """Return how to certify the network on images that it was not trained on."""
     from rs_plugins.core.data_sets.opening import has_parts
 
     data = options["validation"] or (options["data"] if has_parts(options["data"]) else "FORMAT:PLACE")
+    trust = ["--trust-model"] if ":" in architecture else []
     return shlex.join(
-        ["rs-plugins", "certify", "--model", str(out), "--data", data, "--out", str(out / "certified.tsv")]
+        ["rs-plugins", "certify", "--model", str(out), *trust, "--data", data, "--out", str(out / "certified.tsv")]
     )
 
 

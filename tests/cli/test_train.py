@@ -119,13 +119,13 @@ def test_a_network_is_trained_and_is_a_model_everywhere():
         rf"1 +{float(first[1]):.4f} +{float(first[2]):.1%}  0.1 +\d+\.\d\n"
         rf"2 +{float(second[1]):.4f} +{float(second[2]):.1%}  0.1 +\d+\.\d\n\n"
         r"  run/model.safetensors\n  run/model.json\n  run/history.csv\n  run/training.png\n\n"
-        r"next: (rs-plugins certify --model run --data npz:watched.npz --out run/certified.tsv)\n"
+        r"next: (rs-plugins certify --model run --trust-model --data npz:watched.npz --out run/certified.tsv)\n"
     )
     found = re.fullmatch(pattern, result.stdout)
     assert found, result.stdout
     assert result.stderr == ""
     assert Path("run/training.png").read_bytes().startswith(b"\x89PNG")
-    model = load_trained("run").model
+    model = load_trained("run", trust=True).model
     certify = shlex.split(found[1])[1:]
     assert invoke(shlex.join(certify), "--plan", "fixed:n=200", "--device", "cpu").exit_code == 0
     assert len(read_results("run/certified.tsv")) == 7
@@ -262,7 +262,7 @@ def test_weights_to_begin_with():
     result = invoke(COMMAND, *more, "--out", "head")
     assert "Error: weights: nine.pt: 1.weight: expected shape (4, 16), got (9, 16)" in result.output
     assert invoke(COMMAND, *more, "--out", "head", "--replace-head", "--weights-classes", "9").exit_code == 0
-    assert load_trained("head").model[1].out_features == 4
+    assert load_trained("head", trust=True).model[1].out_features == 4
     more = ["--weights", "run/model.safetensors", "--epochs", "0", "--replace-head", "--out", "fresh"]
     assert invoke(COMMAND, *more).exit_code == 0
     assert not same(weights(), weights("fresh"))
@@ -271,13 +271,13 @@ def test_weights_to_begin_with():
 @pytest.mark.usefixtures("folder")
 def test_more_images_change_what_is_learnt():
     found = {}
-    for name, more in {"run": [], "w1": ["--extra", "npz:more.npz"], "w0": ["--extra", "npz:more.npz"]}.items():
+    for name, more in {"run": [], "w1": ["--extra", "npz:more.npz"], "w2": ["--extra", "npz:more.npz"]}.items():
         assert invoke(COMMAND, *more, "--extra-weight", name[-1] if more else "1", "--out", name).exit_code == 0
         found[name] = weights(name)
     assert not same(found["run"], found["w1"])
-    assert not same(found["w1"], found["w0"])
-    record = json.loads(Path("w0/model.json").read_text())["extra"]
-    assert (record["images"], record["weight"]) == (24, 0.0)
+    assert not same(found["w1"], found["w2"])
+    record = json.loads(Path("w2/model.json").read_text())["extra"]
+    assert (record["images"], record["weight"]) == (24, 2.0)
 
 
 @pytest.mark.usefixtures("folder")
@@ -310,7 +310,7 @@ def test_a_folder_is_gone_on_with_on_request():
         ("--validation-images -1", "validation_images: expected an integer >= 0, got -1"),
         ("--workers -1", "workers: expected an integer >= 0, got -1"),
         ("--keep 0", "keep: expected an integer >= 1, got 0"),
-        ("--extra-weight -1", "extra_weight: expected a finite number >= 0, got -1.0"),
+        ("--extra-weight 0", "extra_weight: expected a finite number > 0, got 0.0"),
         ("--extra nothing", "data: expected digits, mnist:DIR, "),
         ("--validation npz:no.npz", "data: npz: there is no no.npz"),
         ("--data mnist:.", "data: mnist: expected one of these files, found none"),
@@ -370,7 +370,7 @@ def test_the_table_is_shown_though_the_picture_cannot_be_written():
     assert result.exit_code == 1
     assert "  run/history.csv\n" in result.stdout
     assert result.stderr == "Error: run/training.png: cannot be written (Is a directory); the rest is complete\n"
-    load_trained("run")
+    load_trained("run", trust=True)
 
 
 def test_the_table_shows_some_of_many_epochs():
@@ -424,6 +424,30 @@ def test_ctrl_c_and_the_same_weights_in_the_end(folder):
     (folder / "slow").unlink()
     words = command[len(PROGRAM) :]
     for result in (invoke(shlex.join(words), "--resume"), invoke(shlex.join(words), "--out", "whole")):
+        assert result.exit_code == 0, result.output
+    assert same(weights(), weights("whole"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_of_a_group_and_the_same_weights_in_the_end(folder):
+    """As schedulers send it: to the process and to those that read for it."""
+    more = ["--arch", "my_models:slow", "--epochs", "3", "--batch-size", "1"]
+    command = [*PROGRAM, *shlex.split(COMMAND), *more, "--workers", "2"]
+    (folder / "slow").touch()
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not checkpoints_in(folder / "run"):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    last = checkpoints_in(folder / "run")[-1]
+    assert re.fullmatch(r"epoch-000[12]-step-\d{6}", last.name)
+    assert f"stopped; the last checkpoint is run/checkpoints/{last.name}; go on" in errors
+    (folder / "slow").unlink()
+    for how in (["--resume"], ["--out", "whole"]):
+        result = invoke(COMMAND, *more, *how)
         assert result.exit_code == 0, result.output
     assert same(weights(), weights("whole"))
 
@@ -516,7 +540,7 @@ def test_the_presets_are_listed():
 @pytest.mark.usefixtures("folder")
 def test_a_trained_folder_is_certified_and_attacked():
     assert invoke(COMMAND).exit_code == 0
-    certify = "certify --model run --data npz:watched.npz --plan fixed:n=100 --device cpu"
+    certify = "certify --model run --trust-model --data npz:watched.npz --plan fixed:n=100 --device cpu"
     assert invoke(certify, "--out", "own.tsv").exit_code == 0
     assert invoke(certify, "--out", "other.tsv", "--sigma", "0.5").exit_code == 0
     assert invoke(certify, "--out", "earlier.tsv", "--model", "run/checkpoints/epoch-0001").exit_code == 0
@@ -526,11 +550,44 @@ def test_a_trained_folder_is_certified_and_attacked():
     by_name = "certify --model my_models:linear --weights run/model.safetensors --sigma 0.25 --out named.tsv"
     assert invoke(certify, *shlex.split(by_name)[1:]).exit_code == 0
     assert read_results("named.tsv").radius.tolist() == read_results("own.tsv").radius.tolist()
-    attack = "attack --model run --data npz:watched.npz --attack SmoothAdvPGD:steps=1 --n 100 --device cpu --pictures 0"
+    attack = certify.replace("certify", "attack").replace("--plan fixed:n=100", "--attack SmoothAdvPGD:steps=1 --n 100")
     for sigma, more in ((0.25, []), (0.5, ["--sigma", "0.5"])):
-        result = invoke(attack, "--out", f"attacked{sigma}", *more)
+        result = invoke(attack, "--pictures", "0", "--out", f"attacked{sigma}", *more)
         assert result.exit_code == 0, result.output
         assert json.loads(Path(f"attacked{sigma}/evaluation.json").read_text())["settings"]["sigma"] == sigma
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("verb", ["certify --plan fixed:n=100", "attack --attack SmoothAdvPGD:steps=1 --pictures 0"])
+def test_a_function_that_a_folder_names_is_called_on_request(verb):
+    assert invoke(COMMAND, "--epochs", "0").exit_code == 0
+    sys.modules.pop("my_models")
+    command = f"{verb} --data npz:watched.npz --out out --device cpu --model"
+    result = invoke(command, "run")
+    assert result.exit_code == 1
+    message = (
+        "Error: model: run/model.json names a function, my_models:linear, which would be imported and called; if you "
+        "trust it, say trust=True (--trust-model), or pass the network yourself, model=… "
+    )
+    words = "--model my_models:linear --weights run/model.safetensors --sigma 0.25"
+    assert f"{message}({words})\n" in result.output
+    assert "my_models" not in sys.modules
+    assert not Path("out").exists()
+    for more in (["run", "--trust-model"], shlex.split(words)[1:]):
+        result = invoke(command, *more, "--out", f"out-{len(more)}")
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_network_of_ours_needs_no_trust():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 28, 28), dtype=np.uint8)
+    np.savez("large.npz", images=pixels, labels=np.arange(8) % 4)
+    more = "--data npz:large.npz --arch lenet --epochs 0 --validation npz:large.npz"
+    result = invoke(COMMAND, *shlex.split(more))
+    command = result.stdout.partition("next: rs-plugins ")[2]
+    assert command.startswith("certify --model run --data npz:large.npz --out"), result.output
+    result = invoke(command, "--device", "cpu", "--plan", "fixed:n=20")
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.usefixtures("folder")

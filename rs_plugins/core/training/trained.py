@@ -1,8 +1,10 @@
 """A trained network in a folder: ``model.safetensors``, and ``model.json``, which says what it is. No pickles."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.checkpoints import load_weights
-from rs_plugins.core.checks import check_positive
+from rs_plugins.core.checks import check_flag, check_plain, check_positive
 from rs_plugins.core.results_writer import record_text, write_whole
 from rs_plugins.errors import InputError
 
@@ -45,26 +47,57 @@ def save_trained(folder: Path, model: nn.Module, record: Mapping[str, Any]) -> N
     write_whole(folder / RECORD, record_text({**_OURS, **record}))
 
 
-def load_trained(folder: str | Path, *, model: nn.Module | None = None) -> Trained:
+def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: bool = False) -> Trained:
     """Return the network that a training run left in ``folder``, or one of its checkpoints.
 
     Args:
         folder: Where ``model.safetensors`` and ``model.json`` are.
         model: A network of the same architecture, whose weights are overwritten; needed only if it was not trained by
             name.
+        trust: Whether a function PACKAGE.MODULE:FUNCTION that ``model.json`` names may be imported and called. Without,
+            nothing in the folder is executed: networks of ours, torchvision and timm are made by name.
 
     Raises:
-        InputError: If a file is missing, damaged or of another program, or the weights do not fit the network.
+        InputError: If a file is missing, damaged or of another program, the weights do not fit the network, or it is
+            made by a function and there is no ``trust``.
     """
-    folder = Path(folder)
+    folder, trust = Path(folder), check_flag(trust, "trust")
     record = read_record(folder)
     sigma = check_positive(record.get("sigma", 0), f"{folder / RECORD}: sigma")
     if model is None:
-        if not isinstance(record.get("network"), dict):
-            raise InputError(f"model: {folder / RECORD} does not name the network; pass one of the same architecture")
-        model = make_network(**record["network"])
+        model = _network(folder, record, trust=trust)
     load_weights(model, folder / WEIGHTS)
     return Trained(model.eval(), sigma, record)
+
+
+def check_network(network: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return ``network`` as a dict if they are arguments of `make_network`, as plain data; their values it checks.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    known = list(signature(make_network).parameters)
+    if not isinstance(network, Mapping) or not isinstance(network.get("name"), str) or network.keys() - set(known):
+        raise InputError(f"{name}: expected name, a text, and others of {', '.join(known[1:])}, got {network!r}")
+    return check_plain(network, name)
+
+
+def _network(folder: Path, record: Mapping[str, Any], *, trust: bool) -> nn.Module:
+    place = folder / RECORD
+    if record.get("network") is None:
+        raise InputError(f"model: {place} does not name the network; pass one of the same architecture")
+    network = check_network(record["network"], f"model: {place}: network")
+    name = network["name"]
+    if ":" in name and not trust:  # all other names are looked up among networks that are known
+        words = ["--model", name, "--weights", str(folder / WEIGHTS), "--sigma", f"{record['sigma']:g}"]
+        raise InputError(
+            f"model: {place} names a function, {name}, which would be imported and called; if you trust it, say "
+            f"trust=True (--trust-model), or pass the network yourself, model=… ({shlex.join(words)})"
+        )
+    try:
+        return make_network(**network)
+    except InputError as error:
+        raise InputError(f"{place}: network: {error}") from error.__cause__
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -78,7 +111,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(place.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"model: expected a folder with {RECORD} and {WEIGHTS}, got {folder} ({error})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"model: {place} is damaged") from None
     if not isinstance(record, dict) or not _OURS.items() <= record.items():
         raise InputError(f"model: {place} was not written by rs-plugins")
