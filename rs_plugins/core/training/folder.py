@@ -2,7 +2,8 @@
 
 ``settings.json`` says of what run it is. ``checkpoints/epoch-0007`` is a trained network (`trained.py`) with
 ``optimizer.safetensors`` and ``progress.json`` beside it, enough to go on as if nothing had happened. A checkpoint gets
-its name when it is complete, so one that is there is whole. ``history.csv`` has a line an epoch.
+its name when it is complete, so one that is there is whole; what has another name is none of ours. ``history.csv`` has
+a line an epoch.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,12 +27,14 @@ from torch import Tensor, nn
 from rs_plugins.core.checkpoints import load_weights
 from rs_plugins.core.results_writer import changes, lock, record_text, write_whole
 from rs_plugins.core.training.loop import Mean
-from rs_plugins.core.training.trained import WEIGHTS, plain_tensors, save_trained
+from rs_plugins.core.training.trained import RECORD, WEIGHTS, plain_tensors, save_trained
 from rs_plugins.errors import InputError, ResultsError
 
 SETTINGS, CHECKPOINTS, HISTORY, LOCK = "settings.json", "checkpoints", "history.csv", ".lock"
 _OPTIMIZER, _PROGRESS = "optimizer.safetensors", "progress.json"
 _OURS = {"format": "rs-plugins training"}
+_START = "start"  # what of the settings a checkpoint makes up for
+_NAME = re.compile(r"epoch-([0-9]{4,})(?:-step-([0-9]{6,}))?")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Epoch:
         loss: Mean of what was minimised.
         noisy_accuracy: Share of the validation images whose class is right under one noise draw; None without any.
         lr: Learning rate.
-        seconds: Wall-clock time.
+        seconds: Wall-clock time of its steps, without what comes between them: validation, checkpoints.
     """
 
     epoch: int
@@ -61,7 +65,7 @@ class Progress:
         epoch: Number of finished epochs.
         steps: Number of finished steps of the epoch under way.
         loss: Mean loss of its images so far.
-        seconds: Time that it has taken so far.
+        seconds: Time that its finished steps have taken.
         history: The finished epochs.
     """
 
@@ -79,7 +83,7 @@ class Progress:
 
     @property
     def name(self) -> str:
-        """The name of its checkpoint; names are in the order of time."""
+        """The name of its checkpoint."""
         return f"epoch-{self.epoch:04}" + (f"-step-{self.steps:06}" if self.steps else "")
 
 
@@ -89,7 +93,8 @@ class TrainingFolder:
     Args:
         path: The folder; made if it is not there.
         settings: What the trained weights depend on, as plain data.
-        resume: Go on with what is there. Without, a folder that holds checkpoints is refused.
+        start: The digits of the initial weights, on which they depend, too, until there is a checkpoint.
+        resume: Go on with what is there. Without, a folder that holds checkpoints or a trained network is refused.
         keep: How many checkpoints are kept, the latest ones.
 
     Raises:
@@ -97,15 +102,18 @@ class TrainingFolder:
         ResultsError: On entering, if another process is writing it, or it holds a run that is not to be gone on with.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False, keep: int = 2) -> None:
+    def __init__(
+        self, path: str | Path, settings: Mapping[str, Any], *, start: str, resume: bool = False, keep: int = 2
+    ) -> None:
         self.path = Path(path)
-        self._settings: dict[str, Any] = json.loads(record_text({**_OURS, **settings}))
+        self._settings: dict[str, Any] = json.loads(record_text({**_OURS, **settings, _START: start}))
         self._resume, self._keep = resume, keep
         self._file: IO[bytes] | None = None
-        if not self.path.parent.is_dir():
-            raise InputError(f"out: there is no folder {self.path.parent}")
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"out: expected a folder, got {self.path}, which is something else")
+        with _writing(self.path):
+            if not self.path.parent.is_dir():
+                raise InputError(f"out: there is no folder {self.path.parent}")
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(f"out: expected a folder, got {self.path}, which is something else")
 
     def __enter__(self) -> "TrainingFolder":
         with _writing(self.path):
@@ -116,6 +124,8 @@ class TrainingFolder:
             self._look()
             with _writing(self.path):
                 (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+                for draft in _named(self.path, "."):  # of killed runs
+                    shutil.rmtree(draft, ignore_errors=True)
             if not (self.path / SETTINGS).exists() or not checkpoints_in(self.path):
                 write_whole(self.path / SETTINGS, record_text(self._settings))
         except BaseException:
@@ -163,19 +173,30 @@ class TrainingFolder:
 
     def _look(self) -> None:
         """Refuse a folder that is not for this run."""
-        earlier = self._earlier()
+        earlier, begun = self._earlier(), bool(checkpoints_in(self.path))
+        trained = [name for name in (WEIGHTS, RECORD) if (self.path / name).exists()]
         if earlier is None and (self.path / SETTINGS).exists():
             raise ResultsError(f"{self.path / SETTINGS}: not written by rs-plugins train; choose another folder")
-        if not checkpoints_in(self.path):
-            return
-        if not self._resume:
+        if trained and not begun:
+            raise ResultsError(
+                f"{self.path}: it holds {trained[0]}, and no checkpoint to go on from; choose another folder"
+            )
+        if begun and not self._resume:
             raise ResultsError(
                 f"{self.path}: it holds checkpoints; to go on use resume (--resume), else choose another folder"
             )
-        if earlier is None:
+        if begun and earlier is None:
             raise ResultsError(f"{self.path}: cannot go on: {SETTINGS}, which says how it was begun, is missing")
-        if difference := changes(earlier, self._settings):
-            raise ResultsError(f"{self.path}: begun by another run ({difference}); choose another folder")
+        if earlier is not None and self._resume:
+            self._compare(earlier, begun=begun)
+
+    def _compare(self, earlier: Mapping[str, Any], *, begun: bool) -> None:
+        now = self._settings
+        if begun:  # a checkpoint has weights of its own
+            earlier, now = ({**settings, _START: None} for settings in (earlier, now))
+        if difference := changes(earlier, now):
+            advice = "" if begun else "; there is no checkpoint yet, so without resume (--resume) it begins anew"
+            raise ResultsError(f"{self.path}: begun by another run ({difference}); choose another folder{advice}")
 
     def _earlier(self) -> dict[str, Any] | None:
         try:
@@ -187,7 +208,7 @@ class TrainingFolder:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, the latest last."""
-    return sorted((folder / CHECKPOINTS).glob("epoch-*"))
+    return _named(folder)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
@@ -213,6 +234,14 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             f"resume: the checkpoint {place} is damaged ({error}); remove it to go on with the one before"
         ) from error
     return progress
+
+
+def _named(folder: Path, before: str = "") -> list[Path]:
+    """Return what is called like a checkpoint, with ``before`` in front of the name, in the order of time."""
+    places = (folder / CHECKPOINTS).glob(f"{before}epoch-*")
+    matches = ((_NAME.fullmatch(place.name.removeprefix(before)), place) for place in places)
+    found = [(int(match[1]), int(match[2] or 0), place) for match, place in matches if match is not None]
+    return [place for _, _, place in sorted(found)]
 
 
 def _flattened(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Training as a job: a network trained on a data set into a folder, which can be stopped and gone on with."""
 
+import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +14,22 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import rs_plugins
-from rs_plugins.core.checks import check_count, check_flag, check_nonnegative, check_seed
+from rs_plugins.core.checks import check_count, check_flag, check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.data_sets.opening import open_training_set
 from rs_plugins.core.job import as_data_set, check_classes, check_sigma
-from rs_plugins.core.models import device_and_dtype, digest, probe
+from rs_plugins.core.models import device_and_dtype, digest, probe, without_addresses
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.augmentation import crop_and_flip
 from rs_plugins.core.training.batches import Batches, Source, Step, data_set
 from rs_plugins.core.training.fabric import Precision, launched_fabric
 from rs_plugins.core.training.folder import Epoch, Progress, TrainingFolder, checkpoints_in, load_checkpoint
-from rs_plugins.core.training.loop import minimise
+from rs_plugins.core.training.loop import check_finite, minimise
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.stopping import Stop, stop_noted
+from rs_plugins.core.training.trained import check_network
 from rs_plugins.core.training.validation import noisy_accuracy
-from rs_plugins.errors import InputError, ModelError
+from rs_plugins.errors import DivergedError, InputError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -75,7 +77,7 @@ def train_data_set(
         workers: Processes that read images ahead; 0: this one reads.
         keep: How many checkpoints are kept, the latest ones.
         resume: Go on with what is in ``folder``, with the same arguments; ``recipe.epochs`` may have become more.
-            Without, a folder with checkpoints is refused.
+            Without, a folder that holds checkpoints or a trained network is refused.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -83,28 +85,31 @@ def train_data_set(
 
     Raises:
         InputError: If an argument has an impossible value.
-        ModelError: If the model cannot be run on the images or has fewer outputs than there are classes, or the loss
-            becomes NaN or infinite.
+        ModelError: If the model cannot be run on the images or has fewer outputs than there are classes.
+        DivergedError: If the loss or a weight becomes NaN or infinite; no checkpoint holds such weights.
         ResultsError: If ``folder`` holds another run, or is being written by another process.
         KeyboardInterrupt: If a signal came; the checkpoint is written.
     """
     data, more = _training_set(data), None if extra is None else _training_set(extra)
     watched = None if validation is None else as_data_set(validation)
-    check_nonnegative(extra_weight, "extra_weight")
-    check_flag(channels_last, "channels_last")
-    check_count(workers, "workers", least=0)
-    check_count(keep, "keep")
+    extra_weight = check_positive(extra_weight, "extra_weight")
+    channels_last = check_flag(channels_last, "channels_last")
+    resume = check_flag(resume, "resume")
+    workers, keep = check_count(workers, "workers", least=0), check_count(keep, "keep")
+    seed = check_seed(seed)
     check_sigma(recipe.sigma)
     _check_images(model, *(one for one in (data, more, watched) if one is not None))
     settings = {
         **_account(recipe),
         **data.identity,
-        "seed": check_seed(seed),
+        "seed": seed,
         "extra": None if more is None else {**more.identity, "weight": extra_weight},
-        "network": None if network is None else dict(network),
+        "network": None if network is None else check_network(network, "network"),
+        "architecture_digits": hashlib.sha256(without_addresses(repr(model)).encode()).hexdigest(),
         "precision": precision,
         "channels_last": channels_last,
     }
+    start = digest(model)
     fabric = launched_fabric(device, precision)
     record = {**settings, "processes": fabric.world_size, "versions": _versions()}
     model.to(fabric.device)
@@ -119,8 +124,9 @@ def train_data_set(
         watched=watched,
         seed=seed,
         workers=workers,
-        kept=TrainingFolder(folder, settings, resume=resume, keep=keep),
+        kept=TrainingFolder(folder, settings, start=start, resume=resume, keep=keep),
         record=record,
+        start=start,
     )
     with run.kept if fabric.is_global_zero else nullcontext():
         fabric.barrier()  # the others read what the first one has found fit
@@ -141,10 +147,11 @@ class _Run:
     workers: int
     kept: TrainingFolder
     record: Mapping[str, Any]
+    start: str
 
     def go_on(self, *, progress: bool) -> list[Epoch]:
         """Train from the latest checkpoint to the end, or until a signal comes."""
-        state = load_checkpoint(self.kept.path, self.model, self.optimizer) or Progress(start=digest(self.model))
+        state = load_checkpoint(self.kept.path, self.model, self.optimizer) or Progress(self.start)
         if state.epoch > self.recipe.epochs:
             got = self.recipe.epochs
             raise InputError(f"epochs: expected at least {state.epoch}, which {self.kept.path} has, got {got}")
@@ -152,15 +159,18 @@ class _Run:
         batches = Batches(sizes, self.recipe.batch_size, self.recipe.parts, seed=self.seed)
         self._set_learning_rate(state)
         with (
+            _advice(self.kept.path),
             closing(self._steps(batches, state)) as steps,
             stop_noted() as stop,
             _bar(state, self.recipe, batches, shown=progress) as bar,
         ):
-            for step in _counted(steps, state, self.kept.path):
+            for step in _counted(steps, state):
                 _show(bar, state)
                 if step.last:
                     self._finish_epoch(state)
                 stopped = _agreed(self.fabric, stop)
+                if stopped and not step.last:  # `minimise` looks after the last one
+                    check_finite(self.model)
                 if step.last or stopped:
                     self._keep(state)
                 if stopped:
@@ -211,26 +221,33 @@ def _check_images(model: nn.Module, *sets: DataSet) -> None:
 def _account(recipe: Recipe) -> dict[str, Any]:
     """Return what of ``recipe`` decides the weights after any number of epochs, as plain data."""
     names = [field.name for field in fields(recipe) if field.name not in ("options", "epochs")]
-    return {**{name: getattr(recipe, name) for name in names}, "objective": repr(recipe.objective())}
+    return {**{name: getattr(recipe, name) for name in names}, "objective": without_addresses(repr(recipe.objective()))}
 
 
 def _versions() -> str:
     return f"rs-plugins {rs_plugins.__version__}, torch {torch.__version__}, numpy {np.__version__}"
 
 
-def _counted(steps: Iterator[tuple[Step, float]], state: Progress, folder: Path) -> Iterator[Step]:
-    """Yield each step when it is in ``state``; a loss that is no number ends it, with advice."""
+def _counted(steps: Iterator[tuple[Step, float]], state: Progress) -> Iterator[Step]:
+    """Yield each step when it is in ``state``."""
     before = time.perf_counter()
+    for step, loss in steps:
+        state.seconds += time.perf_counter() - before
+        state.steps += 1
+        state.loss.add(loss, len(step.rows))
+        yield step
+        before = time.perf_counter()
+
+
+@contextmanager
+def _advice(folder: Path) -> Iterator[None]:
+    """Say of a training that diverges where it was still good."""
     try:
-        for step, loss in steps:
-            now = time.perf_counter()
-            state.steps, state.seconds, before = state.steps + 1, state.seconds + now - before, now
-            state.loss.add(loss, len(step.rows))
-            yield step
-    except ModelError as error:
+        yield
+    except DivergedError as error:
         places = checkpoints_in(folder)
         good = f"the last good checkpoint is {places[-1]}" if places else "there is no checkpoint yet"
-        raise ModelError(f"{error}; {good}; a smaller learning rate may help") from error
+        raise DivergedError(f"{error}; {good}; a smaller learning rate may help") from error
 
 
 def _agreed(fabric: "Fabric", stop: Stop) -> bool:

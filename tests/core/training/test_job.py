@@ -1,6 +1,7 @@
 """A training run that is stopped, killed, damaged or goes on becomes what it would have been."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.stopping import stop_noted
 from rs_plugins.core.training.trained import load_trained
-from rs_plugins.errors import InputError, ModelError, ResultsError
+from rs_plugins.errors import DivergedError, InputError, ModelError, ResultsError
 
 SOURCE = np.random.default_rng(0)
 IMAGES = SOURCE.random((50, 1, 4, 4)).astype("float32")
@@ -363,8 +364,15 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
         ({"workers": -1}, InputError, "workers: expected an integer >= 0, got -1"),
         ({"keep": 0}, InputError, "keep: expected an integer >= 1, got 0"),
         ({"channels_last": 1}, InputError, "channels_last: expected True or False, got 1"),
-        ({"extra_weight": -1.0}, InputError, "extra_weight: expected a finite number >= 0"),
+        ({"extra_weight": 0.0}, InputError, "extra_weight: expected a finite number > 0"),
         ({"seed": 0.5}, InputError, "seed: expected an integer"),
+        ({"resume": 1}, InputError, "resume: expected True or False, got 1"),
+        ({"network": {"classes": 2}}, InputError, "network: expected name, a text, and others of classes, channels,"),
+        ({"network": {"name": "lenet", "depth": 2}}, InputError, "network: expected name, .* got .*'depth': 2"),
+        (
+            {"network": {"name": "lenet", "mean": np.zeros(1)}},
+            *(InputError, r"network: expected plain data without infinite numbers, got mean=array\(\[0\.\]\)"),
+        ),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, change, error, message):
@@ -395,3 +403,118 @@ def test_a_folder_without_a_network_is_named(tmp_path):
     (tmp_path / "run" / "model.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         load_trained(tmp_path / "run", model=network())
+
+
+# ---- what makes a run another one ----------------------------------------------------------------------------------
+
+
+class Darker:
+    """An attack of one's own, whose printed form is its address."""
+
+    def __call__(self, model, x, y, e, share):
+        return (x - 0.1 * share).clamp(0, 1)
+
+
+def test_another_network_of_the_same_shapes_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", data=disturbed(4, interrupt))
+    model = network()
+    model[2] = nn.GELU()
+    with pytest.raises(ResultsError, match=r"begun by another run \(architecture_digits: '\w{64}' -> '\w{64}'\)"):
+        train_data_set(model, DATA, RECIPE, tmp_path / "run", resume=True)
+    record = load_trained(checkpoints_in(tmp_path / "run")[-1], model=network()).record
+    assert record["architecture_digits"] == hashlib.sha256(repr(network()).encode()).hexdigest()
+
+
+def test_other_initial_weights_are_refused_while_there_is_no_checkpoint(tmp_path):
+    with pytest.raises(MemoryError):
+        train(tmp_path / "run", data=disturbed(3, crash))
+    model = network()
+    nn.init.zeros_(model[4].weight)
+    with pytest.raises(ResultsError, match=rf"\(start: '{digest(network())}' -> '{digest(model)}'\)"):
+        train_data_set(model, DATA, RECIPE, tmp_path / "run", resume=True)
+
+
+def test_an_attack_of_ones_own_can_be_gone_on_with(tmp_path):
+    attacks = Darker(), Darker(), Darker()  # all alive, so that each has an address of its own
+    recipes = [
+        dataclasses.replace(RECIPE, method="smoothadv", options={"attack": attack, "samples": 2}) for attack in attacks
+    ]
+    weights, _ = train(tmp_path / "whole", recipes[0])
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", recipes[1], disturbed(4, interrupt))
+    assert equal(train(tmp_path / "run", recipes[2], resume=True)[0], weights)
+
+
+def test_a_trained_network_without_checkpoints_is_left_alone(tmp_path):
+    weights, _ = train(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    for options in ({}, {"resume": True}):
+        with pytest.raises(ResultsError, match=r"it holds model\.safetensors, and no checkpoint to go on from"):
+            train(tmp_path / "run", dataclasses.replace(RECIPE, epochs=4), **options)
+    assert equal(load_trained(tmp_path / "run", model=network()).model.state_dict(), weights)
+
+
+def test_numbers_of_any_kind_are_taken(tmp_path):
+    how = {"extra": OTHER, "keep": 1, "workers": 0, "channels_last": False, "seed": 3, "extra_weight": 0.5}
+    weights, _ = train(tmp_path / "usual", **how)
+    other = {
+        **how,
+        **{"keep": np.float64(1), "workers": 0.0, "channels_last": np.bool_(False)},
+        **{"seed": np.int64(3), "extra_weight": np.float32(0.5), "resume": np.bool_(False)},
+    }
+    assert equal(train(tmp_path / "other", **other)[0], weights)
+    assert len(checkpoints_in(tmp_path / "other")) == 1
+    assert equal(train(tmp_path / "other", **{**how, "resume": True})[0], weights)  # and the record is the same
+
+
+# ---- no number, time, and signals between steps ----------------------------------------------------------------------
+
+
+def test_no_checkpoint_holds_what_is_no_number(tmp_path):
+    """The loss of the first step is a number, the weights after it are not."""
+    wild = dataclasses.replace(RECIPE, lr=1e30, weight_decay=1e30)
+    message = r"model: expected finite weights, got NaN or infinity in .*; there is no checkpoint yet; a smaller learn"
+    with pytest.raises(DivergedError, match=message):
+        train(tmp_path / "run", wild, disturbed(2, interrupt))  # the first reading is that of the probe
+    assert checkpoints_in(tmp_path / "run") == []
+    with pytest.raises(DivergedError, match=message):  # one step an epoch
+        train(tmp_path / "last", dataclasses.replace(wild, batch_size=50, parts=1))
+    assert sorted(os.listdir(tmp_path / "last")) == [".lock", "checkpoints", "settings.json"]
+    late = dataclasses.replace(RECIPE, lr_factor=1e42, weight_decay=1e30, lr=1e-30, lr_step=1)
+    with pytest.raises(DivergedError, match=r"; the last good checkpoint is .*epoch-0001; a smaller learning rate may"):
+        train(tmp_path / "late", late, disturbed(8, interrupt))
+
+
+def test_only_divergence_is_advised_about(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ModelError("model: no logits")
+
+    monkeypatch.setattr("rs_plugins.core.training.job.noisy_accuracy", fail)
+    with pytest.raises(ModelError, match=r"^model: no logits$"):
+        train(tmp_path / "run", validation=OTHER)
+
+
+def test_seconds_are_those_of_training(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def lasting(data, seconds):
+        def read(positions):
+            clock[0] += seconds
+            return data.read(positions)
+
+        return dataclasses.replace(data, read=read)
+
+    monkeypatch.setattr("rs_plugins.core.training.job.time.perf_counter", lambda: clock[0])
+    _, history = train(tmp_path / "run", data=lasting(DATA, 1.0), validation=lasting(OTHER, 100.0))
+    assert [epoch.seconds for epoch in history] == [6, 6, 6]  # one reading a step
+
+
+def test_a_signal_during_validation_stops_after_it(tmp_path):
+    weights, history = train(tmp_path / "whole", validation=OTHER)
+    with pytest.raises(KeyboardInterrupt):  # the first reading is that of the probe
+        train(tmp_path / "run", validation=disturbed(2, interrupt, OTHER))
+    assert [place.name for place in checkpoints_in(tmp_path / "run")] == ["epoch-0001"]
+    found, again = train(tmp_path / "run", validation=OTHER, resume=True)
+    assert equal(found, weights)
+    assert without_time(again) == without_time(history)
