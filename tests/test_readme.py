@@ -39,7 +39,7 @@ def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     assert (names["linear_predictions"] == names["y_test"]).sum() > 10
     assert names["linear_radii"].max() > 0.2
     assert names["trained"].sigma == 0.25
-    assert (tmp_path / "run" / "model.json").is_file()
+    assert (tmp_path / "consistency" / "model.json").is_file()
     assert (names["record"].prediction, names["record"].radius > 0.2) == (names["y_test"][0], True)
 
 

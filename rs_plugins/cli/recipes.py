@@ -1,7 +1,9 @@
 """Recipes of training as texts: ``--method smoothmix:steps=4,w_mix=5``, or a preset with changes."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
+from textwrap import indent
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -85,6 +87,27 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     if attack is not None:
         options["attack"] = attack(**of_attack)
     return name, options
+
+
+def describe_methods() -> str:
+    """Return each method, and each attack inside one, with its options, their defaults and what they mean."""
+    from rs_plugins.core.training.inner_attacks import ATTACKS
+    from rs_plugins.core.training.methods import METHODS
+
+    named = {**METHODS, **{f"attack={name}": attack for name, attack in ATTACKS.items()}}
+    return "\n".join(f"{name}{_defaults(settings)}\n{_about(settings)}\n" for name, settings in named.items())
+
+
+def _defaults(settings: Any) -> str:
+    """Return the options with their defaults as they are written on the command line."""
+    its = {field.name: field.default for field in fields(settings) if field.name in _hints(settings)}
+    written = [f"{name}={str(value).lower()}" for name, value in its.items() if value is not MISSING]
+    return f":{','.join(written)}" if written else ""
+
+
+def _about(settings: Any) -> str:
+    about = (inspect.getdoc(settings) or "").partition("\n\nRaises:")[0]
+    return indent(about.replace("Args:\n", "Options:\n"), "    ")
 
 
 def _attack(method: Any, given: Mapping[str, str]) -> Any:

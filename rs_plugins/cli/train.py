@@ -4,7 +4,9 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from rs_plugins.cli.options import (
 from rs_plugins.cli.plain_warnings import plain_warnings
 from rs_plugins.cli.recipes import choose_recipe
 from rs_plugins.cli.tables import as_text
-from rs_plugins.errors import InputError, ResultsError, RSPluginsWarning
+from rs_plugins.errors import InputError, ModelError, ResultsError, RSPluginsWarning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 _PICTURE = "training.png"
 _MOST_ROWS = 12  # of the table at the end
-_PASSED_ON = ("extra_weight", "seed", "precision", "channels_last", "workers", "keep", "resume")
+_PASSED_ON = ("seed", "precision", "channels_last", "workers", "keep", "resume")
 
 
 def _list_presets(context: click.Context, _option: click.Parameter, asked: bool) -> None:
@@ -51,6 +53,15 @@ def _list_presets(context: click.Context, _option: click.Parameter, asked: bool)
     context.exit()
 
 
+def _list_methods(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    from rs_plugins.cli.recipes import describe_methods
+
+    click.echo(describe_methods())
+    context.exit()
+
+
 @click.command(
     epilog="Examples: rs-plugins train --preset smoothmix-mnist-0.5 --data mnist:data --out run; rs-plugins train "
     "--method smoothadv:attack=ddn,eps=0.5,samples=2 --sigma 0.25 --arch resnet20 --data cifar10:data --out run; "
@@ -61,6 +72,9 @@ def _list_presets(context: click.Context, _option: click.Parameter, asked: bool)
     metavar="NAME[:OPTION=VALUE,...]",
     help="gaussian, stability, stability-rs4a, stability-confseq, smoothadv, smoothmix, consistency or macer, such as "
     "smoothmix:steps=4,w_mix=5 or smoothadv:attack=pgd,eps=0.5,steps=10,samples=4.",
+)
+@click.option(
+    "--methods", is_flag=True, is_eager=True, expose_value=False, callback=_list_methods, help="Explain them and stop."
 )
 @click.option("--sigma", type=float, help="Noise, in pixels of [0, 1]; beside --method.")
 @click.option("--preset", metavar="NAME", help="Instead of both: a paper's recipe, such as smoothmix-mnist-0.5.")
@@ -116,9 +130,7 @@ def _list_presets(context: click.Context, _option: click.Parameter, asked: bool)
     "--augment/--no-augment", default=None, help="Crop and flip images at random.  [as the preset, else no-augment]"
 )
 @click.option("--extra", metavar="FORMAT[:PLACE]", help="More images to train on, such as ones with pseudo-labels.")
-@click.option(
-    "--extra-weight", type=float, default=1.0, show_default=True, help="By what the loss of --extra is multiplied."
-)
+@click.option("--extra-weight", type=float, help="By what the loss of --extra is multiplied.  [1.0]")
 @click.option(
     "--validation",
     metavar="FORMAT[:PLACE]",
@@ -182,19 +194,24 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
     data, extra, validation = _open(options)
     count = options["train_images"]
     chosen = data if count is None else spaced_images(data, check_count(count, "train_images"))
-    network = describe_network(data, recipe.architecture, normalise=recipe.normalise, seed=options["seed"])
-    model = initial_network(network, options["weights"], classes=_classes_in_weights(options, network))
-    history = train_data_set(
-        *(model, chosen, recipe, out),
-        network=network,
-        extra=extra,
-        validation=validation,
-        device=device,
-        progress=not quiet and sys.stderr.isatty(),
-        **{name: options[name] for name in _PASSED_ON},
-    )
+    with _about_the_network(recipe.architecture):
+        network = describe_network(data, recipe.architecture, normalise=recipe.normalise, seed=options["seed"])
+        model = initial_network(network, options["weights"], classes=_classes_in_weights(options, network))
+        if _first_process():
+            click.echo(_title(recipe, model, chosen))
+        history = train_data_set(
+            *(model, chosen, recipe, out),
+            network=network,
+            extra=extra,
+            extra_weight=_weight_of_extra(options),
+            validation=validation,
+            device=device,
+            after_epoch=None if quiet or sys.stderr.isatty() else partial(_tell, recipe.epochs),
+            progress=not quiet and sys.stderr.isatty(),
+            **{name: options[name] for name in _PASSED_ON},
+        )
     if _first_process():
-        click.echo(f"{_title(recipe, model, chosen)}\n\n{_table(history)}\n")
+        click.echo(f"\n{_table(history)}\n")
         _show_files(out, history, drawn=drawn)
         click.echo(f"\nnext: {_next(out, recipe.architecture, options)}")
 
@@ -215,6 +232,30 @@ def _open(options: Mapping[str, Any]) -> "tuple[DataSet, DataSet | None, DataSet
     extra = options["extra"] and open_training_set(options["extra"], image_size=size(options["extra"]))
     validation = open_data_set(text, image_size=size(text)) if text and count else None
     return data, extra, None if validation is None else spaced_images(validation, count)
+
+
+@contextmanager
+def _about_the_network(architecture: str) -> Iterator[None]:
+    """Add to errors that images do not fit a network how to choose another one."""
+    try:
+        yield
+    except (InputError, ModelError) as error:
+        if str(error).startswith(("channels:", "model: it fails on")):
+            raise type(error)(f"{error}; --arch {architecture} is not for such images, choose another") from None
+        raise
+
+
+def _weight_of_extra(options: Mapping[str, Any]) -> float:
+    weight: float | None = options["extra_weight"]
+    if weight is not None and options["extra"] is None:
+        raise InputError("extra_weight: expected --extra beside it, got none")
+    return 1.0 if weight is None else weight
+
+
+def _tell(epochs: int, epoch: "Epoch") -> None:
+    """Say how far it is where no progress bar can."""
+    accuracy = f", noisy accuracy {_percent(epoch.noisy_accuracy)}" if epoch.noisy_accuracy is not None else ""
+    click.echo(f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}{accuracy}, {epoch.seconds:.1f} s", err=True)
 
 
 def _classes_in_weights(options: Mapping[str, Any], network: Mapping[str, Any]) -> int | None:

@@ -16,7 +16,7 @@ from rs_plugins.core.black_box import Predict
 from rs_plugins.core.certification import Certificate, Certificates, certify
 from rs_plugins.core.checks import check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
-from rs_plugins.core.data_sets.opening import open_data_set
+from rs_plugins.core.data_sets.opening import open_data_set, open_training_set
 from rs_plugins.core.identity import identity
 from rs_plugins.core.models import device_and_dtype, probe
 from rs_plugins.core.plans.fixed_budget import FixedBudget
@@ -122,6 +122,15 @@ def as_data_set(data: object) -> DataSet:
             f'data: expected a data set, as open_data_set("mnist:DIR") makes it, got {type(data).__name__}'
         )
     return opened
+
+
+def as_training_set(data: object) -> DataSet:
+    """Do the same for training: of a data set with parts that is named, the part "train".
+
+    Raises:
+        InputError: If it is neither.
+    """
+    return open_training_set(data) if isinstance(data, str) else as_data_set(data)
 
 
 def check_sigma(sigma: float) -> None:

@@ -24,6 +24,7 @@ from rs_plugins.core.training.folder import Epoch, checkpoints_in
 from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.presets import PRESETS
 from rs_plugins.core.training.recipe import Recipe
+from rs_plugins.errors import InputError
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 MODELS = """
@@ -182,7 +183,7 @@ def test_options_reach_the_recipe(call, more, setting, value):
         ("--no-channels-last", "channels_last", False),
         ("--workers 2", "workers", 2),
         ("--keep 3", "keep", 3),
-        ("--extra-weight 0.5", "extra_weight", 0.5),
+        ("--extra npz:more.npz --extra-weight 0.5", "extra_weight", 0.5),
         ("--device cpu", "device", torch.device("cpu")),
         ("--out other", "out", Path("other")),
         ("--quiet", "progress", False),
@@ -272,7 +273,8 @@ def test_weights_to_begin_with():
 def test_more_images_change_what_is_learnt():
     found = {}
     for name, more in {"run": [], "w1": ["--extra", "npz:more.npz"], "w2": ["--extra", "npz:more.npz"]}.items():
-        assert invoke(COMMAND, *more, "--extra-weight", name[-1] if more else "1", "--out", name).exit_code == 0
+        weight = ("--extra-weight", name[-1]) if more else ()
+        assert invoke(COMMAND, *more, *weight, "--out", name).exit_code == 0
         found[name] = weights(name)
     assert not same(found["run"], found["w1"])
     assert not same(found["w1"], found["w2"])
@@ -310,7 +312,7 @@ def test_a_folder_is_gone_on_with_on_request():
         ("--validation-images -1", "validation_images: expected an integer >= 0, got -1"),
         ("--workers -1", "workers: expected an integer >= 0, got -1"),
         ("--keep 0", "keep: expected an integer >= 1, got 0"),
-        ("--extra-weight 0", "extra_weight: expected a finite number > 0, got 0.0"),
+        ("--extra npz:more.npz --extra-weight 0", "extra_weight: expected a finite number > 0, got 0.0"),
         ("--extra nothing", "data: expected digits, mnist:DIR, "),
         ("--validation npz:no.npz", "data: npz: there is no no.npz"),
         ("--data mnist:.", "data: mnist: expected one of these files, found none"),
@@ -358,7 +360,9 @@ def test_without_matplotlib_there_is_no_picture(monkeypatch):
     monkeypatch.setattr(train, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
     result = invoke(COMMAND)
     assert result.exit_code == 0
-    assert result.stderr == "warning: training.png needs matplotlib: pip install 'rs-plugins[plots]'\n"
+    assert result.stderr.startswith(
+        "warning: training.png needs matplotlib: pip install 'rs-plugins[plots]'\nepoch 1/2"
+    )
     assert not Path("run/training.png").exists()
     assert "training.png" not in result.stdout
 
@@ -369,7 +373,9 @@ def test_the_table_is_shown_though_the_picture_cannot_be_written():
     result = invoke(COMMAND)
     assert result.exit_code == 1
     assert "  run/history.csv\n" in result.stdout
-    assert result.stderr == "Error: run/training.png: cannot be written (Is a directory); the rest is complete\n"
+    assert result.stderr.endswith(
+        "\nError: run/training.png: cannot be written (Is a directory); the rest is complete\n"
+    )
     load_trained("run", trust=True)
 
 
@@ -613,3 +619,44 @@ def test_models_that_are_none(verb, more, message):
     assert result.exit_code == 1
     assert f"Error: {message}" in result.output
     assert not Path("out").exists()
+
+
+# ---- help for those who begin ----------------------------------------------------------------------------------------
+
+
+def test_methods_are_explained():
+    shown = CliRunner().invoke(main, ["train", "--methods"]).output
+    assert "smoothmix:step=1.0,steps=8,mix_step=0,max_norm=none,max_norm_s=none,w_mix=1.0,warmup=10,samples=4" in shown
+    assert "w_mix: Weight of the second term (the paper's eta)." in shown
+    assert "attack=ddn:eps=1.0,steps=10" in shown
+    assert "Raises" not in shown
+
+
+def test_a_network_for_other_images_is_named_with_the_option(folder):
+    result = CliRunner().invoke(main, shlex.split("train --method gaussian --sigma 0.1 --data digits --out lenet"))
+    assert result.exit_code == 1
+    assert "model: it fails on an input of shape (1, 1, 8, 8)" in result.output
+    assert "; --arch lenet is not for such images, choose another" in result.output
+    np.savez("colour.npz", images=np.zeros((4, 28, 28, 3), dtype=np.uint8), labels=np.arange(4))
+    command = "train --method gaussian --sigma 0.1 --data npz:colour.npz --out lenet"
+    assert "got 3; --arch lenet is not for such images" in CliRunner().invoke(main, shlex.split(command)).output
+
+
+def test_a_weight_without_more_images_is_refused(folder):
+    result = CliRunner().invoke(main, [*shlex.split(COMMAND), "--extra-weight", "0.5"])
+    assert "extra_weight: expected --extra beside it, got none" in result.output
+
+
+def test_without_a_terminal_each_epoch_is_a_line(folder):
+    result = CliRunner().invoke(main, shlex.split(COMMAND))
+    assert re.search(r"epoch 1/2: loss \d\.\d{4}, \d+\.\d s\nepoch 2/2: loss", result.stderr)
+    quiet = CliRunner().invoke(main, [*shlex.split(COMMAND), "--out", "quiet", "--quiet"])
+    assert "epoch 1/2" not in quiet.output
+    assert quiet.exit_code == 0
+
+
+def test_a_run_that_has_not_ended_names_its_checkpoint(folder):
+    assert CliRunner().invoke(main, shlex.split(COMMAND)).exit_code == 0
+    (folder / "run" / "model.json").unlink()
+    with pytest.raises(InputError, match=r"its training has not ended, a checkpoint is run/checkpoints/epoch-0002"):
+        load_trained("run")

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,8 +16,7 @@ from tqdm.auto import tqdm
 import rs_plugins
 from rs_plugins.core.checks import check_count, check_flag, check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
-from rs_plugins.core.data_sets.opening import open_training_set
-from rs_plugins.core.job import as_data_set, check_classes, check_sigma
+from rs_plugins.core.job import as_data_set, as_training_set, check_classes, check_sigma
 from rs_plugins.core.models import device_and_dtype, digest, probe, without_addresses
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.augmentation import crop_and_flip
@@ -52,6 +51,7 @@ def train_data_set(
     workers: int = 0,
     keep: int = 2,
     resume: bool = False,
+    after_epoch: Callable[[Epoch], None] | None = None,
     progress: bool = False,
 ) -> list[Epoch]:
     """Train ``model`` on ``data`` by ``recipe``, with a checkpoint in ``folder`` after each epoch, and when stopped.
@@ -78,6 +78,7 @@ def train_data_set(
         keep: How many checkpoints are kept, the latest ones.
         resume: Go on with what is in ``folder``, with the same arguments; ``recipe.epochs`` may have become more.
             Without, a folder that holds checkpoints or a trained network is refused.
+        after_epoch: Called with what is known of an epoch when its checkpoint is written, by the first process alone.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -90,7 +91,7 @@ def train_data_set(
         ResultsError: If ``folder`` holds another run, or is being written by another process.
         KeyboardInterrupt: If a signal came; the checkpoint is written.
     """
-    data, more = _training_set(data), None if extra is None else _training_set(extra)
+    data, more = as_training_set(data), None if extra is None else as_training_set(extra)
     watched = None if validation is None else as_data_set(validation)
     extra_weight = check_positive(extra_weight, "extra_weight")
     channels_last = check_flag(channels_last, "channels_last")
@@ -130,7 +131,7 @@ def train_data_set(
     )
     with run.kept if fabric.is_global_zero else nullcontext():
         fabric.barrier()  # the others read what the first one has found fit
-        return run.go_on(progress=progress and fabric.is_global_zero)
+        return run.go_on(after_epoch, progress=progress and fabric.is_global_zero)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class _Run:
     record: Mapping[str, Any]
     start: str
 
-    def go_on(self, *, progress: bool) -> list[Epoch]:
+    def go_on(self, after_epoch: Callable[[Epoch], None] | None, *, progress: bool) -> list[Epoch]:
         """Train from the latest checkpoint to the end, or until a signal comes."""
         state = load_checkpoint(self.kept.path, self.model, self.optimizer) or Progress(self.start)
         if state.epoch > self.recipe.epochs:
@@ -173,6 +174,8 @@ class _Run:
                     check_finite(self.model)
                 if step.last or stopped:
                     self._keep(state)
+                if step.last and after_epoch is not None and self.fabric.is_global_zero:
+                    after_epoch(state.history[-1])
                 if stopped:
                     raise KeyboardInterrupt
         if self.fabric.is_global_zero:
@@ -206,10 +209,6 @@ class _Run:
 
     def _record(self, state: Progress) -> dict[str, Any]:
         return {**self.record, "start": state.start, "trained_epochs": state.epoch}
-
-
-def _training_set(data: DataSet | str) -> DataSet:
-    return open_training_set(data) if isinstance(data, str) else as_data_set(data)
 
 
 def _check_images(model: nn.Module, *sets: DataSet) -> None:

@@ -9,17 +9,18 @@ from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.job import as_training_set
 from rs_plugins.core.models import check_noiseless, device_and_dtype, evaluating, probe
 from rs_plugins.errors import ModelError
 
 
-def pseudo_labelled(data: DataSet, model: nn.Module, *, batch_size: int = 256, progress: bool = False) -> DataSet:
+def pseudo_labelled(data: DataSet | str, model: nn.Module, *, batch_size: int = 256, progress: bool = False) -> DataSet:
     """Return ``data`` with the classes that ``model`` finds in the images as labels.
 
     It is a data set to be handed to `train_data_set` as ``extra``; `rs_plugins.core.data_sets.npz.write_npz` keeps it.
 
     Args:
-        data: The images; their labels are not looked at.
+        data: The images, or a text as `open_training_set` takes it; their labels are not looked at.
         model: (n, *input) in pixels to logits (n, classes); usually trained on clean images, as it is the better judge.
         batch_size: Images per forward pass.
         progress: Whether to show a progress bar.
@@ -28,7 +29,7 @@ def pseudo_labelled(data: DataSet, model: nn.Module, *, batch_size: int = 256, p
         InputError: If an argument has an impossible value.
         ModelError: If the model cannot be run on the images, or returns NaN.
     """
-    check_count(batch_size, "batch_size")
+    batch_size, data = check_count(batch_size, "batch_size"), as_training_set(data)
     device, dtype = device_and_dtype(check_noiseless(model, "model"))
     classes = probe(model, data.read([0]).to(device, dtype))
     labels = torch.empty(len(data), dtype=torch.int64)

@@ -110,7 +110,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(place.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"model: expected a folder with {RECORD} and {WEIGHTS}, got {folder} ({error})") from None
+        places = sorted((folder / "checkpoints").glob("epoch-*"))
+        advice = f"; its training has not ended, a checkpoint is {places[-1]}" if places else ""
+        expected = f"expected a folder with {RECORD} and {WEIGHTS}, got {folder} ({error.strerror})"
+        raise InputError(f"model: {expected}{advice}") from None
     except (ValueError, RecursionError):
         raise InputError(f"model: {place} is damaged") from None
     if not isinstance(record, dict) or not _OURS.items() <= record.items():

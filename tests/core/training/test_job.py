@@ -518,3 +518,13 @@ def test_a_signal_during_validation_stops_after_it(tmp_path):
     found, again = train(tmp_path / "run", validation=OTHER, resume=True)
     assert equal(found, weights)
     assert without_time(again) == without_time(history)
+
+
+def test_after_each_epoch_somebody_may_be_told(tmp_path):
+    told = []
+
+    def tell(epoch):
+        told.append((epoch, len(checkpoints_in(tmp_path / "run"))))
+
+    _, history = train(tmp_path / "run", after_epoch=tell, keep=5)
+    assert told == list(zip(history, [1, 2, 3], strict=True))

@@ -115,3 +115,10 @@ def test_what_cannot_be_is_refused(tmp_path):
 
     with pytest.raises(ModelError, match="model: it returns NaN on an image between 10 and 19"):
         pseudo_labelled(bright, Blind(), batch_size=10)
+
+
+def test_a_text_names_the_part_for_training():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert pseudo_labelled("digits", model).name == "digits train, pseudo-labels"
+    with pytest.raises(InputError, match="data: expected a data set"):
+        pseudo_labelled(torch.zeros(2, 1, 8, 8), model)
