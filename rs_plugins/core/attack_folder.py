@@ -1,36 +1,32 @@
 """The folder in which an attack on a data set keeps its results, each finished batch on disk before the next begins.
 
 ``settings.json`` says what was attacked and how, ``parts`` holds finished batches, ``adversarial.npz`` all of them once
-the attack is complete, ``evaluation.json`` the settings and figures. ``.lock`` is locked while a process writes: a file
-of its own, as a lock on one that is replaced holds nobody off.
+the attack is complete, ``evaluation.json`` the settings and figures.
 """
 
-import contextlib
 import io
 import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rs_plugins.core.checks import check_plain
-from rs_plugins.core.results_writer import changes, lock, record_text, write_whole
-from rs_plugins.errors import InputError, ResultsError
+from rs_plugins.core.results_writer import changes, record_text, write_whole
+from rs_plugins.core.run_folder import SETTINGS, RunFolder, writing
+from rs_plugins.errors import ResultsError
 
 Columns = dict[str, npt.NDArray[Any]]  # of equal length, ``index`` among them, increasing
 
-SETTINGS, PARTS, IMAGES, EVALUATION = "settings.json", "parts", "adversarial.npz", "evaluation.json"
-LOCK = ".lock"
-_OURS = {"format": "rs-plugins attack"}  # by which our settings.json is told from others' files of that name
+PARTS, IMAGES, EVALUATION = "parts", "adversarial.npz", "evaluation.json"
 
 
-class AttackFolder:
+class AttackFolder(RunFolder):
     """Keeps columns of results by image; a context, in which no other process may write the folder.
 
     Args:
@@ -45,6 +41,8 @@ class AttackFolder:
             it, if it holds results and ``resume`` is not set, or results of other settings.
     """
 
+    format = "rs-plugins attack"
+
     def __init__(
         self,
         path: str | Path,
@@ -53,37 +51,20 @@ class AttackFolder:
         resume: bool = False,
         columns: Collection[str] = (),
     ) -> None:
-        self.path = Path(path)
         plain = check_plain(settings, "settings")
-        self._settings: dict[str, Any] = json.loads(record_text({**plain, **_OURS}))
+        super().__init__(path)
+        self._settings: dict[str, Any] = json.loads(record_text({**plain, "format": self.format}))
         self._resume = resume
         self._columns = columns
-        self._file: IO[bytes] | None = None
-        if not self.path.parent.is_dir():
-            raise InputError(f"out: there is no folder {self.path.parent}")
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"out: expected a folder, got {self.path}, which is something else")
         if not self._held():
             self._refuse_others()  # already here: nothing is to be left in such a folder, not even a lock
 
-    def __enter__(self) -> "AttackFolder":
-        with _writing(self.path):
-            self.path.mkdir(exist_ok=True)
-            self._file = (self.path / LOCK).open("ab")
-        try:
-            lock(self._file, self.path)
-            self._look()
-            self._write_settings()
-        except BaseException:
-            self._file.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
+    def begin(self) -> None:
+        """Refuse a folder that is not for this run, and write its settings."""
+        self._look()
+        place, content = self.path / SETTINGS, record_text(self._settings)
+        if not place.is_file() or place.read_bytes() != content:  # of a run that stored nothing
+            write_whole(place, content)
 
     def read(self) -> Columns:
         """Return the columns of all images that are done, by index; nothing if there are none.
@@ -113,7 +94,7 @@ class AttackFolder:
         Raises:
             ResultsError: If it cannot be written.
         """
-        with _writing(self.path):
+        with writing(self.path):
             (self.path / PARTS).mkdir(exist_ok=True)
         write_whole(self.path / PARTS / f"{int(batch['index'][0]):010}.npz", _archive(batch))
 
@@ -140,7 +121,7 @@ class AttackFolder:
             raise ResultsError(
                 f"{self.path}: it holds {held[0]}; to go on with it use resume (--resume), else choose another folder"
             )
-        earlier = self._earlier()
+        earlier = self.earlier()
         if earlier is None:
             raise ResultsError(
                 f"{self.path}: cannot go on: {SETTINGS}, which says what it was made with, is missing or damaged"
@@ -150,21 +131,8 @@ class AttackFolder:
 
     def _refuse_others(self) -> None:
         place = self.path / SETTINGS
-        if place.exists() and self._earlier() is None:
+        if place.exists() and self.earlier() is None:
             raise ResultsError(f"{place}: not written by an attack of rs-plugins; choose another folder")
-
-    def _earlier(self) -> dict[str, Any] | None:
-        """Return the settings in the folder; None if there are none of ours."""
-        try:
-            found = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) and _OURS.items() <= found.items() else None
-
-    def _write_settings(self) -> None:
-        place, content = self.path / SETTINGS, record_text(self._settings)
-        if not place.is_file() or place.read_bytes() != content:  # of a run that stored nothing
-            write_whole(place, content)
 
 
 def count_done(path: Path) -> int:
@@ -206,11 +174,3 @@ def _read(file: Path, columns: Collection[str] = ()) -> Columns:
         if column.shape[:1] != index.shape:
             raise ResultsError(f"{file}: expected {len(index)} rows, as index has, got {name} of shape {column.shape}")
     return batch
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error

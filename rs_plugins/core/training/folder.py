@@ -6,18 +6,16 @@ its name when it is complete, so one that is there is whole; what has another na
 a line an epoch.
 """
 
-import contextlib
 import csv
 import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,14 +23,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rs_plugins.core.checkpoints import load_weights
-from rs_plugins.core.results_writer import changes, lock, record_text, write_whole
+from rs_plugins.core.results_writer import changes, record_text, write_whole
+from rs_plugins.core.run_folder import SETTINGS, RunFolder, writing
 from rs_plugins.core.training.loop import Mean
 from rs_plugins.core.training.trained import RECORD, WEIGHTS, plain_tensors, save_trained
 from rs_plugins.errors import InputError, ResultsError
 
-SETTINGS, CHECKPOINTS, HISTORY, LOCK = "settings.json", "checkpoints", "history.csv", ".lock"
+CHECKPOINTS, HISTORY = "checkpoints", "history.csv"
 _OPTIMIZER, _PROGRESS = "optimizer.safetensors", "progress.json"
-_OURS = {"format": "rs-plugins training"}
 _START = "start"  # what of the settings a checkpoint makes up for
 _NAME = re.compile(r"epoch-([0-9]{4,})(?:-step-([0-9]{6,}))?")
 
@@ -87,7 +85,7 @@ class Progress:
         return f"epoch-{self.epoch:04}" + (f"-step-{self.steps:06}" if self.steps else "")
 
 
-class TrainingFolder:
+class TrainingFolder(RunFolder):
     """Keeps a training run; a context, in which no other process may write the folder.
 
     Args:
@@ -102,42 +100,24 @@ class TrainingFolder:
         ResultsError: On entering, if another process is writing it, or it holds a run that is not to be gone on with.
     """
 
+    format = "rs-plugins training"
+
     def __init__(
         self, path: str | Path, settings: Mapping[str, Any], *, start: str, resume: bool = False, keep: int = 2
     ) -> None:
-        self.path = Path(path)
-        self._settings: dict[str, Any] = json.loads(record_text({**_OURS, **settings, _START: start}))
+        super().__init__(path)
+        self._settings: dict[str, Any] = json.loads(record_text({"format": self.format, **settings, _START: start}))
         self._resume, self._keep = resume, keep
-        self._file: IO[bytes] | None = None
-        with _writing(self.path):
-            if not self.path.parent.is_dir():
-                raise InputError(f"out: there is no folder {self.path.parent}")
-            if self.path.exists() and not self.path.is_dir():
-                raise InputError(f"out: expected a folder, got {self.path}, which is something else")
 
-    def __enter__(self) -> "TrainingFolder":
-        with _writing(self.path):
-            self.path.mkdir(exist_ok=True)
-            self._file = (self.path / LOCK).open("ab")
-        try:
-            lock(self._file, self.path)
-            self._look()
-            with _writing(self.path):
-                (self.path / CHECKPOINTS).mkdir(exist_ok=True)
-                for draft in _named(self.path, "."):  # of killed runs
-                    shutil.rmtree(draft, ignore_errors=True)
-            if not (self.path / SETTINGS).exists() or not checkpoints_in(self.path):
-                write_whole(self.path / SETTINGS, record_text(self._settings))
-        except BaseException:
-            self._file.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
+    def begin(self) -> None:
+        """Refuse a folder that is not for this run, and write its settings."""
+        self._look()
+        with writing(self.path):
+            (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+            for draft in _named(self.path, "."):  # of killed runs
+                shutil.rmtree(draft, ignore_errors=True)
+        if not (self.path / SETTINGS).exists() or not checkpoints_in(self.path):
+            write_whole(self.path / SETTINGS, record_text(self._settings))
 
     def keep(
         self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
@@ -149,14 +129,14 @@ class TrainingFolder:
         """
         place = self.path / CHECKPOINTS / progress.name
         draft = place.with_name(f".{place.name}")
-        with _writing(place):
+        with writing(place):
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
         tensors, rest = _flattened(optimizer.state_dict())
         save_trained(draft, model, record)
         write_whole(draft / _OPTIMIZER, save(tensors))
         write_whole(draft / _PROGRESS, record_text({**asdict(progress), "optimizer": rest}))
-        with _writing(place):
+        with writing(place):
             shutil.rmtree(place, ignore_errors=True)
             os.replace(draft, place)
         write_whole(self.path / HISTORY, _table(progress.history))
@@ -173,7 +153,7 @@ class TrainingFolder:
 
     def _look(self) -> None:
         """Refuse a folder that is not for this run."""
-        earlier, begun = self._earlier(), bool(checkpoints_in(self.path))
+        earlier, begun = self.earlier(), bool(checkpoints_in(self.path))
         trained = [name for name in (WEIGHTS, RECORD) if (self.path / name).exists()]
         if earlier is None and (self.path / SETTINGS).exists():
             raise ResultsError(f"{self.path / SETTINGS}: not written by rs-plugins train; choose another folder")
@@ -197,13 +177,6 @@ class TrainingFolder:
         if difference := changes(earlier, now):
             advice = "" if begun else "; there is no checkpoint yet, so without resume (--resume) it begins anew"
             raise ResultsError(f"{self.path}: begun by another run ({difference}); choose another folder{advice}")
-
-    def _earlier(self) -> dict[str, Any] | None:
-        try:
-            found = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) and _OURS.items() <= found.items() else None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -269,11 +242,3 @@ def _table(history: Sequence[Epoch]) -> bytes:
     writer.writeheader()
     writer.writerows(asdict(epoch) for epoch in history)
     return text.getvalue().encode()
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error
