@@ -38,9 +38,9 @@ class CifarResNet(nn.Module):
             raise InputError(f"shortcut: expected one of {', '.join(map(repr, get_args(Shortcut)))}, got {shortcut!r}")
         self.conv1 = _conv(check_count(channels, "channels"), 16)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(depth // 6, 16, 16, 1, shortcut)
-        self.layer2 = _stage(depth // 6, 16, 32, 2, shortcut)
-        self.layer3 = _stage(depth // 6, 32, 64, 2, shortcut)
+        self.layer1 = stage(depth // 6, 16, 16, 1, shortcut)
+        self.layer2 = stage(depth // 6, 16, 32, 2, shortcut)
+        self.layer3 = stage(depth // 6, 32, 64, 2, shortcut)
         self._head = _HEAD[shortcut]
         self.add_module(self._head, nn.Linear(64, check_count(classes, "classes", least=2)))
         for module in self.modules():
@@ -91,7 +91,7 @@ def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
 
 
-def _stage(blocks: int, inside: int, outside: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+def stage(blocks: int, inside: int, outside: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
     first = Block(inside, outside, stride, shortcut)
     return nn.Sequential(first, *(Block(outside, outside, 1, shortcut) for _ in range(blocks - 1)))
 

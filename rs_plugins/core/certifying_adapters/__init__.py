@@ -1,0 +1,1 @@
+"""Certifying adapters (Deng et al. 2024): a frozen classifier made certifiable by a small network beside it."""

@@ -1,0 +1,194 @@
+"""From a classifier to one with a certifying adapter: what is put beside or inside it, as plain data."""
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rs_plugins.core.architectures.normalise import Normalise
+from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier, Combine
+from rs_plugins.core.certifying_adapters.backbones import SIZES, image_backbone
+from rs_plugins.core.certifying_adapters.features import FeatureSplit, split_features
+from rs_plugins.core.certifying_adapters.modules import (
+    CertifyingAdapter,
+    FeatureCertifyingAdapter,
+    ImageCertifyingAdapter,
+    TokenCertifyingAdapter,
+)
+from rs_plugins.core.checks import check_count, check_flag, check_seed
+from rs_plugins.core.global_randomness import global_randomness
+from rs_plugins.core.models import device_and_dtype, evaluating
+from rs_plugins.core.streams import stream
+from rs_plugins.errors import InputError
+
+Kind = Literal["image", "feature", "token"]
+COPY = "copy"  # the size of a backbone that begins as the extractor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterDesign:
+    """What certifying adapter a classifier gets.
+
+    Attributes:
+        kind: ``"image"``: a network beside the extractor that reads the image (Deng et al. 2024); ``"feature"``: a
+            bottleneck on its features; ``"token"``: bottlenecks inside a transformer.
+        size: Of the network of kind ``"image"``: ``"tiny"``, ``"small"``, ``"medium"``, ``"paper"`` (a ResNet-18); or
+            ``"copy"``, a copy of the extractor that is trained on from its weights.
+        hidden: Width of the bottlenecks; None: half of the features, or 64 in a transformer.
+        sites: Names of a transformer's blocks that get a bottleneck; empty: all modules in its longest list of blocks.
+        combine: ``"add"`` or ``"gated"``, as `AdaptedClassifier` takes it.
+        head: ``"tuned"``: the old head, trained along; ``"frozen"``: the old head as it is; ``"fresh"``: one with
+            initial weights, as in the code of Deng et al.
+        head_name: Name of the layer that gives the logits; None: it is looked for.
+
+    Raises:
+        InputError: If a setting has an impossible value.
+    """
+
+    kind: Kind = "image"
+    size: str = "small"
+    hidden: int | None = None
+    sites: tuple[str, ...] = ()
+    combine: Combine = "add"
+    head: Literal["tuned", "frozen", "fresh"] = "tuned"
+    head_name: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_one_of(self.kind, get_args(Kind), "kind")
+        _check_one_of(self.size, (*SIZES, COPY), "size")
+        _check_one_of(self.combine, get_args(Combine), "combine")
+        _check_one_of(self.head, ("tuned", "frozen", "fresh"), "head")
+        if isinstance(self.sites, str):
+            raise InputError(f"sites: expected names of blocks, got the text {self.sites!r}")
+        object.__setattr__(self, "sites", tuple(self.sites))
+        if self.hidden is not None:
+            check_count(self.hidden, "hidden")
+        if self.sites and self.kind != "token":
+            raise InputError(f"sites: only for the kind 'token', got them for {self.kind!r}")
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as plain data, of which ``AdapterDesign(**…)`` makes the same again."""
+        return {**asdict(self), "sites": list(self.sites)}
+
+
+def adapt(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    design: AdapterDesign | None = None,
+    *,
+    seed: int = 0,
+    copied: bool = False,
+) -> AdaptedClassifier:
+    """Return ``model`` with a certifying adapter; ``model`` itself stays as it is.
+
+    A `Normalise` layer that comes first in a Sequential is in front of the certifying adapter, too; normalisation
+    elsewhere in the model remains a part of the extractor.
+
+    Args:
+        model: A classifier, pixels (n, *input) to logits (n, classes).
+        shape: Of an image, such as (3, 32, 32).
+        design: Which certifying adapter; by default a small network that reads the image.
+        seed: Of its initial weights; the global generators are as before.
+        copied: Whether the result has weights of its own; otherwise the extractor shares those of ``model``, so that
+            several results take little memory, and training ``model`` later changes them all.
+
+    Raises:
+        InputError: If the layer that gives the logits is not found, the model does not fit the design, or a setting has
+            an impossible value.
+        ModelError: If the model cannot be run on images of ``shape``.
+    """
+    design = AdapterDesign() if design is None else design
+    check_flag(copied, "copied")
+    device, dtype = device_and_dtype(model)
+    example = torch.full((1, *shape), 0.5, device=device, dtype=dtype)
+    normalise, rest = _without_normalisation(model)
+    if normalise is not None:
+        with torch.no_grad():
+            example = normalise(example)
+    split = split_features(rest, example, head_name=_inside(design.head_name, model, rest), copy=copied)
+    with global_randomness(stream(check_seed(seed), "certifying adapter").initial_seed()):
+        adapter = _adapter(design, split, example).to(device, dtype)
+        head = _head(design, split).to(device, dtype)
+    return AdaptedClassifier(
+        *(split.extractor, adapter, head),
+        normalise=copy.deepcopy(normalise),
+        combine=design.combine,
+        freeze_head=design.head == "frozen",
+    )
+
+
+def _without_normalisation(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    """Return the normalisation that comes first in ``model``, or None, and the rest."""
+    if not (isinstance(model, nn.Sequential) and len(model) > 1 and isinstance(model[0], Normalise)):
+        return None, model
+    return model[0], model[1] if len(model) == 2 else model[1:]
+
+
+def _inside(name: str | None, model: nn.Module, rest: nn.Module) -> str | None:
+    """Return what the part called ``name`` in ``model`` is called in ``rest``."""
+    if name is None or rest is model:
+        return name
+    wanted = dict(model.named_modules()).get(name)
+    return next((inner for inner, part in rest.named_modules() if part is wanted), name)
+
+
+def _adapter(design: AdapterDesign, split: FeatureSplit, example: Tensor) -> CertifyingAdapter:
+    features = split.feature_dim
+    if design.kind == "feature":
+        return FeatureCertifyingAdapter(features, hidden=design.hidden)
+    if design.kind == "image" and design.size == COPY:
+        return ImageCertifyingAdapter(_trainable_copy(split.extractor), features)
+    if design.kind == "image":
+        backbone = image_backbone(tuple(example.shape[1:]), design.size)
+        return ImageCertifyingAdapter(backbone, features, backbone_dim=backbone.features)
+    sites = design.sites or _blocks(split.extractor)
+    hidden = 64 if design.hidden is None else design.hidden
+    return TokenCertifyingAdapter(sites, _token_width(split.extractor, sites[0], example), features, hidden=hidden)
+
+
+def _trainable_copy(extractor: nn.Module) -> nn.Module:
+    backbone = copy.deepcopy(extractor)
+    return backbone.requires_grad_(True).train()
+
+
+def _head(design: AdapterDesign, split: FeatureSplit) -> nn.Linear:
+    old = split.head
+    return nn.Linear(old.in_features, old.out_features, bias=old.bias is not None) if design.head == "fresh" else old
+
+
+def _blocks(extractor: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parts of the longest list of modules of one class, which are a transformer's blocks."""
+    lists = [
+        [f"{name}.{inner}" if name else inner for inner, _ in part.named_children()]
+        for name, part in extractor.named_modules()
+        if isinstance(part, nn.Sequential | nn.ModuleList) and len({type(child) for child in part.children()}) == 1
+    ]
+    if not lists:
+        raise InputError("sites: expected names of blocks that return tokens, as no list of blocks was found")
+    return tuple(max(lists, key=len))
+
+
+def _token_width(extractor: nn.Module, site: str, example: Tensor) -> int:
+    """Return the width of the tokens that the block ``site`` returns."""
+    parts = dict(extractor.named_modules())
+    if site not in parts:
+        raise InputError(f"sites: the extractor has no module {site!r}")
+    found: list[object] = []
+    handle = parts[site].register_forward_hook(lambda _module, _inputs, tokens: found.append(tokens))
+    try:
+        with evaluating(extractor), torch.no_grad():
+            extractor(example)
+    finally:
+        handle.remove()
+    tokens = found[-1] if found else None
+    if not isinstance(tokens, Tensor) or tokens.ndim != 3:
+        got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise InputError(f"sites: expected {site} to return tokens (n, tokens, width), got {got}")
+    return tokens.shape[2]
+
+
+def _check_one_of(value: object, expected: tuple[str, ...], name: str) -> None:
+    if value not in expected:
+        raise InputError(f"{name}: expected one of {', '.join(map(repr, expected))}, got {value!r}")
