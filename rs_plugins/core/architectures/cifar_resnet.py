@@ -92,6 +92,7 @@ def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
 
 
 def stage(blocks: int, inside: int, outside: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+    """Return ``blocks`` of them, the first of which makes ``outside`` channels of ``inside`` in steps of ``stride``."""
     first = Block(inside, outside, stride, shortcut)
     return nn.Sequential(first, *(Block(outside, outside, 1, shortcut) for _ in range(blocks - 1)))
 

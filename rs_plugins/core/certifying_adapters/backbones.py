@@ -34,8 +34,8 @@ SIZES: Mapping[str, Size] = MappingProxyType(
 class ImageBackbone(nn.Module):
     """A ResNet without a head: (n, channels, height, width) to features (n, 8 · width).
 
-    Four stages of ``width``, 2, 4 and 8 times as many channels; 64 channels and 2 blocks make the ResNet-18 for CIFAR-10
-    that Deng et al. (2024) put beside a ResNet-110.
+    Four stages of ``width``, 2, 4 and 8 times as many channels; 64 channels and 2 blocks make the ResNet-18 that Deng
+    et al. (2024) put beside a ResNet-110.
 
     Args:
         channels: Of the images.
