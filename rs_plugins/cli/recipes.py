@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from textwrap import indent
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # options of the command that change the recipe's setting of that name
 CHANGES = (
     *("architecture", "normalise", "augment", "epochs", "batch_size", "parts"),
-    *("lr", "lr_step", "lr_factor", "lr_drop", "momentum", "weight_decay"),
+    *("algorithm", "lr", "schedule", "lr_step", "lr_factor", "lr_drop", "momentum", "weight_decay"),
 )
 
 
@@ -24,6 +24,7 @@ def choose_recipe(options: Mapping[str, Any]) -> "Recipe":
     """Return the recipe that ``method`` and ``sigma``, or ``preset``, and `CHANGES` among ``options`` describe.
 
     Beside a preset, ``epochs`` shortens or stretches it as a whole: what is counted in epochs keeps its proportion.
+    Settings of the preset that another optimiser or schedule has no use for are forgotten.
 
     Raises:
         InputError: If they contradict each other, or one has an impossible value.
@@ -49,7 +50,7 @@ def choose_recipe(options: Mapping[str, Any]) -> "Recipe":
         raise InputError(f"sigma: the preset {name} has {recipe.sigma:g}, expected no --sigma beside it")
     if "epochs" in changes:
         recipe = recipe.shortened(changes.pop("epochs"))
-    return replace(recipe, **changes)
+    return recipe.changed(**changes)
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:

@@ -115,8 +115,19 @@ def _list_methods(context: click.Context, _option: click.Parameter, asked: bool)
     "90]",
 )
 @click.option("--batch-size", type=int, help="Images per batch.  [the preset's, else 256]")
-@click.option("--parts", type=int, help="Cut a batch into so many, a step of SGD each.  [the preset's, else 1]")
+@click.option("--parts", type=int, help="Cut a batch into so many, a step of its own each.  [the preset's, else 1]")
+@click.option(
+    *("--optimizer", "algorithm"),
+    type=click.Choice(["sgd", "adam", "adamw"]),
+    help="What takes the steps, with parameters that are to be trained alone.  [the preset's, else sgd]",
+)
 @click.option("--lr", type=float, help="Learning rate.  [the preset's, else 0.01]")
+@click.option(
+    "--schedule",
+    type=click.Choice(["step", "cosine"]),
+    help="How the learning rate falls: by --lr-factor every --lr-step epochs, or along half a cosine over --epochs.  "
+    "[the preset's, else step]",
+)
 @click.option("--lr-step", type=int, help="Epochs after which it drops, each time.  [the preset's, else 30]")
 @click.option("--lr-factor", type=float, help="By what it is multiplied then.  [the preset's, else 0.1]")
 @click.option(
@@ -124,8 +135,8 @@ def _list_methods(context: click.Context, _option: click.Parameter, asked: bool)
     type=click.Choice(["documented", "reference"]),
     help="After --lr-step epochs, or one epoch later as in the code of Jeong et al.  [the preset's, else documented]",
 )
-@click.option("--momentum", type=float, help="Momentum of SGD.  [the preset's, else 0.9]")
-@click.option("--weight-decay", type=float, help="Weight decay of SGD.  [the preset's, else 0.0001]")
+@click.option("--momentum", type=float, help="Momentum of sgd.  [the preset's, else 0.9]")
+@click.option("--weight-decay", type=float, help="Weight decay.  [the preset's, else 0.0001]")
 @click.option(
     "--augment/--no-augment", default=None, help="Crop and flip images at random.  [as the preset, else no-augment]"
 )
@@ -158,11 +169,11 @@ def _list_methods(context: click.Context, _option: click.Parameter, asked: bool)
 @click.option("--keep", type=int, default=2, show_default=True, help="How many checkpoints to keep, the latest ones.")
 @quiet_option
 def train(out: Path, quiet: bool, **options: Any) -> None:
-    """Train a network for certification by SGD into a folder, with a checkpoint after each epoch.
+    """Train a network for certification into a folder, with a checkpoint after each epoch.
 
     Stopped at any moment and started again with --resume, the job goes on; on a CPU the weights become those of an
     uninterrupted run, bit for bit. It refuses a folder of another run, but that --epochs may have become more (beside
-    a preset it changes the recipe, and may not).
+    a preset or --schedule cosine it changes the recipe, and may not).
 
     Started by torchrun, all processes train one network together, on the batches that a single one would have.
 

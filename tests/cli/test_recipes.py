@@ -100,6 +100,15 @@ def test_a_preset_and_changes():
     assert choose_recipe(options(preset=name, normalise="data")).normalise == "data"
 
 
+def test_a_preset_with_another_optimiser_and_schedule():
+    name = "smoothmix-cifar10-0.5"
+    found = choose_recipe(options(preset=name, algorithm="adam", schedule="cosine", lr=0.001, epochs=30))
+    assert (found.algorithm, found.schedule, found.lr, found.epochs) == ("adam", "cosine", 0.001, 30)
+    assert (found.lr_step, found.options["warmup"]) == (30, 2)  # there are no steps any more
+    with pytest.raises(InputError, match=r"^lr_step: only for the schedule step, got 20 with cosine$"):
+        choose_recipe(options(preset=name, schedule="cosine", lr_step=20))
+
+
 def test_fewer_epochs_of_a_preset_shorten_it_as_a_whole():
     found = choose_recipe(options(preset="smoothmix-mnist-0.5", epochs=9))
     assert (found.epochs, found.lr_step, found.options["warmup"]) == (9, 3, 1)
@@ -119,6 +128,10 @@ def test_fewer_epochs_of_a_preset_shorten_it_as_a_whole():
         ),
         ({"preset": "gaussian"}, f"preset: expected one of {', '.join(PRESETS)}; got 'gaussian'"),
         ({"preset": "gaussian-mnist-0.5", "epochs": 0}, "epochs: expected an integer >= 1, got 0"),
+        (
+            {"method": "gaussian", "sigma": 0.5, "algorithm": "adam", "momentum": 0.5},
+            "momentum: only for the optimiser sgd, got 0.5 with adam",
+        ),
         ({"method": "gaussian", "sigma": 0.5, "lr": 0.0}, "lr: expected a finite number > 0, got 0.0"),
     ],
 )

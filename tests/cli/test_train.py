@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -166,6 +167,9 @@ def test_python_trains_the_same_network():
         ("--lr-drop reference", "lr_drop", "reference"),
         ("--momentum 0.5", "momentum", 0.5),
         ("--weight-decay 0.01", "weight_decay", 0.01),
+        ("--optimizer adam", "algorithm", "adam"),
+        ("--optimizer adamw", "algorithm", "adamw"),
+        ("--schedule cosine", "schedule", "cosine"),
     ],
 )
 def test_options_reach_the_recipe(call, more, setting, value):
@@ -308,6 +312,8 @@ def test_a_folder_is_gone_on_with_on_request():
         ("--sigma 0", "sigma: expected a finite number > 0, got 0"),
         ("--epochs -1", "epochs: expected an integer >= 0, got -1"),
         ("--lr 0", "lr: expected a finite number > 0, got 0.0"),
+        ("--optimizer adam --momentum 0.5", "momentum: only for the optimiser sgd, got 0.5 with adam"),
+        ("--schedule cosine --lr-step 5", "lr_step: only for the schedule step, got 5 with cosine"),
         ("--train-images 0", "train_images: expected an integer >= 1, got 0"),
         ("--validation-images -1", "validation_images: expected an integer >= 0, got -1"),
         ("--workers -1", "workers: expected an integer >= 0, got -1"),
@@ -512,7 +518,8 @@ def test_help_says_the_defaults_and_loads_neither_torch_nor_numpy():
     assert "Examples: rs-plugins train " in text
     default = Recipe(method="gaussian", sigma=1.0)
     helps = {option.name: option.help for option in train.train.params}
-    for name in ("epochs", "batch_size", "parts", "lr", "lr_step", "lr_factor", "momentum", "weight_decay", "lr_drop"):
+    settings = ("epochs", "batch_size", "parts", "lr", "lr_step", "lr_factor", "momentum", "weight_decay", "lr_drop")
+    for name in (*settings, "algorithm", "schedule"):
         assert helps[name].endswith(f"[the preset's, else {getattr(default, name)}]")
     assert (default.architecture, default.normalise, default.augment) == ("lenet", None, False)
     code = """
@@ -528,9 +535,12 @@ assert not {"torch", "numpy", "scipy", "lightning_fabric", "rs_plugins.registry"
 def test_the_names_in_help_are_those_there_are():
     from rs_plugins.core.training.initial import NORMALISATIONS
     from rs_plugins.core.training.methods import METHODS
+    from rs_plugins.core.training.recipe import Algorithm, Drop, Schedule
 
     options = {option.name: option for option in train.train.params}
     assert options["normalise"].type.choices == ("none", *NORMALISATIONS)
+    for name, choice in {"algorithm": Algorithm, "schedule": Schedule, "lr_drop": Drop}.items():
+        assert options[name].type.choices == get_args(choice)
     assert set(METHODS) <= set(re.findall(r"[\w-]+", options["method"].help))
 
 

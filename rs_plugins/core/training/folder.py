@@ -32,6 +32,7 @@ from rs_plugins.errors import InputError, ResultsError
 CHECKPOINTS, HISTORY = "checkpoints", "history.csv"
 _OPTIMIZER, _PROGRESS = "optimizer.safetensors", "progress.json"
 _START = "start"  # what of the settings a checkpoint makes up for
+_BEFORE = {"algorithm": "sgd", "schedule": "step"}  # settings that earlier versions did not have, and how they trained
 _NAME = re.compile(r"epoch-([0-9]{4,})(?:-step-([0-9]{6,}))?")
 
 
@@ -171,7 +172,7 @@ class TrainingFolder(RunFolder):
             self._compare(earlier, begun=begun)
 
     def _compare(self, earlier: Mapping[str, Any], *, begun: bool) -> None:
-        now = self._settings
+        earlier, now = ({**_BEFORE, **settings} for settings in (earlier, self._settings))
         if begun:  # a checkpoint has weights of its own
             earlier, now = ({**settings, _START: None} for settings in (earlier, now))
         if difference := changes(earlier, now):

@@ -76,8 +76,8 @@ def train_data_set(
         channels_last: Whether the weights of convolutions lie in memory with the channels last, which may be faster.
         workers: Processes that read images ahead; 0: this one reads.
         keep: How many checkpoints are kept, the latest ones.
-        resume: Go on with what is in ``folder``, with the same arguments; ``recipe.epochs`` may have become more.
-            Without, a folder that holds checkpoints or a trained network is refused.
+        resume: Go on with what is in ``folder``, with the same arguments; ``recipe.epochs`` may have become more, but
+            for a cosine. Without, a folder that holds checkpoints or a trained network is refused.
         after_epoch: Called with what is known of an epoch when its checkpoint is written, by the first process alone.
         progress: Whether to show a progress bar.
 
@@ -109,6 +109,7 @@ def train_data_set(
         "architecture_digits": hashlib.sha256(without_addresses(repr(model)).encode()).hexdigest(),
         "precision": precision,
         "channels_last": channels_last,
+        **_frozen(model),
     }
     start = digest(model)
     fabric = launched_fabric(device, precision)
@@ -218,9 +219,20 @@ def _check_images(model: nn.Module, *sets: DataSet) -> None:
 
 
 def _account(recipe: Recipe) -> dict[str, Any]:
-    """Return what of ``recipe`` decides the weights after any number of epochs, as plain data."""
-    names = [field.name for field in fields(recipe) if field.name not in ("options", "epochs")]
+    """Return what of ``recipe`` decides the weights, as plain data.
+
+    That is after any number of epochs, so their number is part of it only where it decides the steps from the first on.
+    """
+    without = {"options", *recipe.idle, *(() if recipe.schedule == "cosine" else ("epochs",))}
+    names = [field.name for field in fields(recipe) if field.name not in without]
     return {**{name: getattr(recipe, name) for name in names}, "objective": without_addresses(repr(recipe.objective()))}
+
+
+def _frozen(model: nn.Module) -> dict[str, Any]:
+    """Return which parameters are not trained, as far as there are any."""
+    names = [name for name, value in model.named_parameters() if not value.requires_grad]
+    digits = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return {"frozen": {"parameters": len(names), "digits": digits}} if names else {}
 
 
 def _versions() -> str:

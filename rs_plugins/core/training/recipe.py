@@ -1,8 +1,9 @@
 """A recipe: everything about a training run but the network's weights, the images and the seed."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,10 @@ from rs_plugins.core.training.methods import make_objective
 from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError, RSPluginsWarning
 
+Algorithm = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["step", "cosine"]
 Drop = Literal["documented", "reference"]
+_CHOICES = {"algorithm": Algorithm, "schedule": Schedule, "lr_drop": Drop}
 _COUNTED_IN_EPOCHS = {"warmup": 1, "deferred": 0}  # options of methods, each with its least value
 
 
@@ -32,16 +36,21 @@ class Recipe:
         epochs: Passes over the data.
         batch_size: Images per batch.
         parts: Into how many parts a batch is cut, each with an optimiser step of its own.
-        lr: Learning rate of SGD.
+        algorithm: The optimiser: ``"sgd"``, ``"adam"`` or ``"adamw"``, the latter two with torch's own betas (0.9 and
+            0.999); ``"adamw"`` alone decays weights apart from the gradient.
+        lr: Learning rate.
+        schedule: ``"step"``: it drops every ``lr_step`` epochs. ``"cosine"``: in epoch e of E, from 0, it is
+            lr · (1 + cos(π·e/E)) / 2, so that another number of epochs is another recipe from the start.
         lr_step: Epochs after which it drops, each time.
         lr_factor: By what it is multiplied then.
         lr_drop: ``"documented"``: it drops after ``lr_step``, 2·``lr_step``, … epochs. ``"reference"``: one epoch
             later, as in the code of Jeong et al. (2021), whose scheduler is told the number of the epoch that ends.
         momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
+        weight_decay: Weight decay.
 
     Raises:
-        InputError: If a setting has an impossible value.
+        InputError: If a setting has an impossible value, or one that the algorithm or the schedule has no use for is
+            not at its default.
     """
 
     method: str
@@ -53,7 +62,9 @@ class Recipe:
     epochs: int = 90
     batch_size: int = 256
     parts: int = 1
+    algorithm: Algorithm = "sgd"
     lr: float = 0.01
+    schedule: Schedule = "step"
     lr_step: int = 30
     lr_factor: float = 0.1
     lr_drop: Drop = "documented"
@@ -70,8 +81,14 @@ class Recipe:
             self._check(name, check_positive)
         for name in ("momentum", "weight_decay"):
             self._check(name, check_nonnegative)
-        if self.lr_drop not in get_args(Drop):
-            raise InputError(f"lr_drop: expected one of {', '.join(map(repr, get_args(Drop)))}, got {self.lr_drop!r}")
+        for name, choice in _CHOICES.items():
+            if getattr(self, name) not in get_args(choice):
+                expected = ", ".join(map(repr, get_args(choice)))
+                raise InputError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}")
+        for name, value in self._defaults(self.idle).items():
+            if getattr(self, name) != value:
+                needs = ("optimiser sgd", self.algorithm) if name == "momentum" else ("schedule step", self.schedule)
+                raise InputError(f"{name}: only for the {needs[0]}, got {getattr(self, name)} with {needs[1]}")
 
     def _check(self, name: str, check: Callable[..., Any], **how: Any) -> None:
         """Replace the setting ``name`` by what ``check`` makes of it."""
@@ -81,12 +98,30 @@ class Recipe:
         """Return the objective."""
         return make_objective(self.method, self.sigma, **self.options)
 
-    def optimizer(self, model: nn.Module) -> torch.optim.SGD:
-        """Return the optimiser of ``model``."""
-        return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """The settings that the algorithm or the schedule has no use for; they are at their defaults."""
+        return _idle(self.algorithm, self.schedule)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimiser of those parameters of ``model`` that are to be trained (``requires_grad``).
+
+        Raises:
+            InputError: If there are none.
+        """
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise InputError("model: expected a parameter that is to be trained, got none with requires_grad")
+        if self.algorithm == "sgd":
+            return torch.optim.SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        make = torch.optim.Adam if self.algorithm == "adam" else torch.optim.AdamW
+        return make(trained, lr=self.lr, weight_decay=self.weight_decay)
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate in ``epoch``, from 0."""
+        if self.schedule == "cosine":
+            share = min(1.0, epoch / max(1, self.epochs))
+            return self.lr * (1 + math.cos(math.pi * share)) / 2
         drops = max(0, epoch - (self.lr_drop == "reference")) // self.lr_step
         return self.lr * self.lr_factor**drops
 
@@ -117,5 +152,22 @@ class Recipe:
         if options.get("deferred") is not None and options["deferred"] >= epochs - 1:
             message = f"epochs: {epochs} are too few for {self.method!r}, whose deferred term would never act"
             warnings.warn(message, RSPluginsWarning, stacklevel=2)
-        lr_step = max(1, round(self.lr_step * share))
+        lr_step = self.lr_step if "lr_step" in self.idle else max(1, round(self.lr_step * share))
         return replace(self, epochs=epochs, lr_step=lr_step, options=MappingProxyType(options))
+
+    def changed(self, **changes: Any) -> "Recipe":
+        """Return the recipe with other settings; those that they leave without a use go back to their defaults.
+
+        Raises:
+            InputError: As for a recipe, so also if one of the ``changes`` is of no use.
+        """
+        idle = _idle(changes.get("algorithm", self.algorithm), changes.get("schedule", self.schedule))
+        return replace(self, **{**self._defaults(idle), **changes})
+
+    def _defaults(self, names: tuple[str, ...]) -> dict[str, Any]:
+        return {setting.name: setting.default for setting in fields(self) if setting.name in names}
+
+
+def _idle(algorithm: str, schedule: str) -> tuple[str, ...]:
+    momentum = () if algorithm == "sgd" else ("momentum",)
+    return momentum if schedule == "step" else (*momentum, "lr_step", "lr_factor", "lr_drop")

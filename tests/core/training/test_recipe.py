@@ -1,0 +1,226 @@
+"""Optimisers and schedules of a recipe, alone and in a run that is stopped and gone on with."""
+
+import itertools
+import json
+import math
+import os
+import re
+import signal
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.training.folder import checkpoints_in
+from rs_plugins.core.training.job import train_data_set
+from rs_plugins.core.training.recipe import Recipe
+from rs_plugins.errors import InputError, ResultsError
+
+SOURCE = np.random.default_rng(0)
+DATA = in_memory("made up", SOURCE.random((30, 1, 4, 4)).astype("float32"), np.arange(30) % 2)
+RECIPE = Recipe(method="gaussian", sigma=0.25, epochs=3, batch_size=10, lr=0.01, weight_decay=0.1)
+
+
+def network(frozen=()):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 2))
+    for place in frozen:
+        model[place].requires_grad_(False)
+    return model
+
+
+def train(folder, recipe, frozen=(), **options):
+    model = network(frozen)
+    history = train_data_set(model, DATA, recipe, folder, **options)
+    return model.state_dict(), history
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def stop_in_epoch(number):
+    calls = itertools.count()
+
+    def read(positions):
+        if next(calls) == 3 * number - 1:  # the first reading is that of the probe, and an epoch has three
+            os.kill(os.getpid(), signal.SIGINT)
+        return DATA.read(positions)
+
+    return replace(DATA, read=read)
+
+
+# ---- optimisers ----------------------------------------------------------------------------------------------------
+
+
+def by_hand(algorithm, gradients, lr, decay, start):
+    """Return where Adam (Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019) goes from ``start``."""
+    w, m, v = start, 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        g = gradient + (decay * w if algorithm == "adam" else 0.0)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w -= lr * decay * w if algorithm == "adamw" else 0.0
+        w -= lr * (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.999**step)) + 1e-8)
+    return w
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "adamw"])
+def test_the_steps_of_adam(algorithm):
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 2.0)
+    optimizer = replace(RECIPE, algorithm=algorithm, lr=0.05, weight_decay=0.3).optimizer(model)
+    gradients = [1.0, -3.0, 0.5]
+    for gradient in gradients:
+        model.weight.grad = torch.full_like(model.weight, gradient)
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(by_hand(algorithm, gradients, 0.05, 0.3, 2.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "adam", "adamw"])
+def test_only_what_is_to_be_trained_is_handed_over(algorithm):
+    model, recipe = network(frozen=(1,)), replace(RECIPE, algorithm=algorithm)
+    (group,) = recipe.optimizer(model).param_groups
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in model[3].parameters()]
+    with pytest.raises(InputError, match=r"^model: expected a parameter that is to be trained, got none with requires"):
+        recipe.optimizer(network(frozen=(1, 3)))
+
+
+def test_frozen_parts_stay_and_are_part_of_what_a_run_is(tmp_path):
+    begun = network()
+    found, _ = train(tmp_path / "run", RECIPE, frozen=(1,))
+    assert torch.equal(found["1.weight"], begun[1].weight)
+    assert not torch.equal(found["3.weight"], begun[3].weight)
+    for frozen in ((), (3,)):
+        with pytest.raises(ResultsError, match=r"begun by another run \(frozen: {'parameters': 2, .*} -> "):
+            train(tmp_path / "run", RECIPE, frozen=frozen, resume=True)
+    train(tmp_path / "run", replace(RECIPE, epochs=4), frozen=(1,), resume=True)
+    with pytest.raises(InputError, match="model: expected a parameter that is to be trained"):
+        train(tmp_path / "none", RECIPE, frozen=(1, 3))
+    assert not (tmp_path / "none").exists()
+
+
+# ---- schedules -----------------------------------------------------------------------------------------------------
+
+
+def test_half_a_cosine():
+    recipe = replace(RECIPE, schedule="cosine", epochs=4, lr=0.2)
+    expected = [0.2, 0.2 * (2 + math.sqrt(2)) / 4, 0.1, 0.2 * (2 - math.sqrt(2)) / 4, 0.0]
+    assert [recipe.learning_rate(epoch) for epoch in range(5)] == pytest.approx(expected)
+    assert recipe.learning_rate(7) == 0  # it does not rise again
+    optimizer = recipe.optimizer(network())
+    scheduler = recipe.scheduler(optimizer)
+    for rate in expected:
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        optimizer.step()
+        scheduler.step()
+    assert replace(RECIPE, schedule="cosine", epochs=0).learning_rate(0) == RECIPE.lr
+
+
+def test_a_shorter_cosine_ends_at_nothing_too():
+    options = MappingProxyType({"steps": 2, "samples": 2, "warmup": 10})
+    recipe = replace(RECIPE, schedule="cosine", epochs=50, method="smoothmix", options=options).shortened(10)
+    assert (recipe.epochs, recipe.lr_step, recipe.options["warmup"], recipe.schedule) == (10, 30, 2, "cosine")
+    assert recipe.learning_rate(5) == pytest.approx(recipe.lr / 2)
+
+
+# ---- a run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": "adam"},
+        {"algorithm": "adamw"},
+        {"schedule": "cosine"},
+        {"algorithm": "adam", "schedule": "cosine"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, changes, epoch):
+    recipe = replace(RECIPE, **changes)
+    weights, history = train(tmp_path / "whole", recipe)
+    assert not equal(weights, train(tmp_path / "usual", RECIPE)[0])
+    with pytest.raises(KeyboardInterrupt):
+        train_data_set(network(), stop_in_epoch(epoch), recipe, tmp_path / "run")
+    (*_, place) = checkpoints_in(tmp_path / "run")
+    assert place.name.startswith(f"epoch-000{epoch - 1}-step-")
+    found, again = train(tmp_path / "run", recipe, resume=True)
+    assert equal(found, weights)
+    assert [one.lr for one in again] == [one.lr for one in history] == [recipe.learning_rate(e) for e in range(3)]
+    assert [one.loss for one in again] == [one.loss for one in history]
+
+
+def test_what_the_settings_say(tmp_path):
+    def settings(name, **changes):
+        train(tmp_path / name, replace(RECIPE, **changes))
+        return json.loads((tmp_path / name / "settings.json").read_text())
+
+    usual = settings("usual")
+    assert (usual["algorithm"], usual["schedule"], usual["momentum"], usual["lr_step"]) == ("sgd", "step", 0.9, 30)
+    assert not {"epochs", "frozen"} & usual.keys()
+    other = settings("other", algorithm="adamw", schedule="cosine")
+    assert (other["algorithm"], other["schedule"], other["epochs"]) == ("adamw", "cosine", 3)
+    assert not {"momentum", "lr_step", "lr_factor", "lr_drop"} & other.keys()
+
+
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
+    """Its settings do not name what there was no choice of."""
+    longer = replace(RECIPE, epochs=4)
+    train(tmp_path / "run", RECIPE)
+    place = tmp_path / "run" / "settings.json"
+    settings = json.loads(place.read_text())
+    place.write_text(json.dumps({name: settings[name] for name in settings if name not in ("algorithm", "schedule")}))
+    with pytest.raises(ResultsError, match=r"begun by another run \(algorithm: 'sgd' -> 'adamw'; momentum: 0.9 -> Non"):
+        train(tmp_path / "run", replace(longer, algorithm="adamw"), resume=True)
+    assert equal(train(tmp_path / "run", longer, resume=True)[0], train(tmp_path / "whole", longer)[0])
+
+
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_a_cosine_over_other_epochs_is_another_run(tmp_path, epochs):
+    recipe = replace(RECIPE, schedule="cosine")
+    train(tmp_path / "run", recipe)
+    with pytest.raises(ResultsError, match=rf"begun by another run \(epochs: 3 -> {epochs}\); choose another folder"):
+        train(tmp_path / "run", replace(recipe, epochs=epochs), resume=True)
+    with pytest.raises(ResultsError, match=r"\(schedule: 'cosine' -> 'step'; epochs: 3 -> None; lr_step: None -> 30;"):
+        train(tmp_path / "run", RECIPE, resume=True)
+
+
+# ---- what is refused, and what is forgotten ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": "lion"}, "algorithm: expected one of 'sgd', 'adam', 'adamw', got 'lion'"),
+        ({"schedule": "linear"}, "schedule: expected one of 'step', 'cosine', got 'linear'"),
+        ({"algorithm": "adam", "momentum": 0.5}, "momentum: only for the optimiser sgd, got 0.5 with adam"),
+        ({"schedule": "cosine", "lr_step": 7}, "lr_step: only for the schedule step, got 7 with cosine"),
+        ({"schedule": "cosine", "lr_factor": 0.5}, "lr_factor: only for the schedule step, got 0.5 with cosine"),
+        (
+            {"schedule": "cosine", "lr_drop": "reference"},
+            "lr_drop: only for the schedule step, got reference with cosi",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(changes, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        replace(RECIPE, **changes)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        RECIPE.changed(**changes)
+
+
+def test_settings_of_no_use_any_more_are_forgotten():
+    recipe = replace(RECIPE, momentum=0.5, lr_step=7, lr_factor=0.5, lr_drop="reference")
+    assert recipe.idle == ()
+    adam = recipe.changed(algorithm="adam", lr=0.001)
+    assert adam == replace(recipe, algorithm="adam", lr=0.001, momentum=0.9)
+    assert adam.idle == ("momentum",)
+    cosine = recipe.changed(schedule="cosine")
+    assert cosine == Recipe(**{**vars(RECIPE), "momentum": 0.5, "schedule": "cosine"})
+    assert cosine.idle == ("lr_step", "lr_factor", "lr_drop")
+    assert recipe.changed(sigma=0.5) == replace(recipe, sigma=0.5)
