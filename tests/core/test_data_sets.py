@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rs_plugins.core.data_sets.data_set import in_memory, spaced_images
+from rs_plugins.core.data_sets.data_set import in_memory, spaced_images, split_off
 from rs_plugins.core.data_sets.opening import has_parts, open_data_set, open_training_set
 from rs_plugins.errors import InputError, MissingDependencyError
 
@@ -263,6 +263,44 @@ def test_spaced_images_are_a_data_set_of_their_own():
     assert spaced_images(whole, 5) is whole
     with pytest.raises(InputError, match="images: expected an integer >= 1, got 0"):
         spaced_images(whole, 0)
+
+
+@pytest.mark.parametrize(("n", "count"), [(2, 1), (7, 1), (7, 3), (7, 6), (10, 4), (100, 33)])
+def test_images_are_held_out(n, count):
+    numbers = (np.arange(n) / 128).astype(np.float32)
+    whole = in_memory("numbers", numbers.reshape(n, 1, 1, 1), np.arange(n), classes=200)
+    others, held = split_off(whole, count)
+    assert (len(others), len(held)) == (n - count, count)
+    assert sorted([*others.labels, *held.labels]) == list(range(n))
+    for part in (others, held):
+        assert part.labels.tolist() == sorted(part.labels)
+        assert pixels(part).flatten().tolist() == numbers[part.labels].tolist()
+        assert (part.shape, part.classes) == ((1, 1, 1), 200)
+    gaps = np.diff([*held.labels, n])
+    assert held.labels[0] == 0
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_identities_of_what_is_held_out_and_of_the_rest():
+    whole = in_memory("noise", BYTES, LABELS)
+    others, held = split_off(whole, 1)
+    assert others.identity == {"data": "noise, all but 1", "images": 3, "shape": "3x32x32", "digest": others.digest}
+    assert (held.name, len(held)) == ("noise, 1 held out", 1)
+    sets = (whole, others, held, *split_off(whole, 2), *split_off(from_place(2), 1), spaced_images(whole, 1))
+    assert len({part.digest for part in sets}) == 8
+    assert split_off(whole, 1)[0].identity == others.identity
+
+
+def from_place(start):
+    return in_memory("noise", BYTES[start:], LABELS[start:])
+
+
+@pytest.mark.parametrize("count", [0, 4, 5, 1.5, "two"])
+def test_no_set_may_be_empty(count):
+    with pytest.raises(InputError, match=rf"^held_out: expected an integer from 1 to 3, got {count!r}"):
+        split_off(in_memory("noise", BYTES, LABELS), count)
+    with pytest.raises(InputError, match=r"^held_out: expected at least 2 images to take one away, got 1 of noise$"):
+        split_off(from_place(3), 1)
 
 
 def test_training_takes_the_part_for_it_if_there_are_parts(tmp_path):

@@ -72,8 +72,35 @@ def spaced_images(data: DataSet, count: int) -> DataSet:
     """
     if check_count(count, "images") >= len(data):
         return data
-    chosen = np.arange(count) * len(data) // count
-    digest = hashlib.sha256(f"{data.digest} spaced {count}".encode()).hexdigest()
+    return _part(data, _spaced(len(data), count), f"spaced {count}")
+
+
+def split_off(data: DataSet, count: int) -> tuple[DataSet, DataSet]:
+    """Return what is left of ``data`` when ``count`` images, evenly spaced, are held out, and those, each in order.
+
+    Both know the number of classes as far as ``data`` does; without, the labels of one may be fewer.
+
+    Raises:
+        InputError: If ``count`` is no integer >= 1 that leaves others over.
+    """
+    if len(data) == 1:
+        raise InputError(f"held_out: expected at least 2 images to take one away, got 1 of {data.name}")
+    count = check_count(count, "held_out", most=len(data) - 1)
+    held = _spaced(len(data), count)
+    others = np.delete(np.arange(len(data)), held)
+    return (
+        replace(_part(data, others, f"all but {count}"), name=f"{data.name}, all but {count}"),
+        replace(_part(data, held, f"held out {count}"), name=f"{data.name}, {count} held out"),
+    )
+
+
+def _spaced(n: int, count: int) -> Ints:
+    """Return ``count`` <= ``n`` positions from 0 to ``n`` - 1, evenly spaced."""
+    return np.arange(count) * n // count
+
+
+def _part(data: DataSet, chosen: Ints, how: str) -> DataSet:
+    digest = hashlib.sha256(f"{data.digest} {how}".encode()).hexdigest()
     return replace(data, labels=data.labels[chosen], digest=digest, read=partial(_read_chosen, data, chosen))
 
 
