@@ -1,9 +1,10 @@
 """A trained network in a folder: ``model.safetensors``, and ``model.json``, which says what it is. No pickles."""
 
 import json
+import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rs_plugins.core.architectures.named import make_network
+from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
+from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.checkpoints import load_weights
-from rs_plugins.core.checks import check_flag, check_plain, check_positive
+from rs_plugins.core.checks import check_count, check_flag, check_plain, check_positive, check_seed
 from rs_plugins.core.results_writer import record_text, write_whole
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, ModelError
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _OURS = {"format": "rs-plugins model"}
+_MOST_VALUES = 2**30  # of an image that an adapted network is made for
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +31,7 @@ class Trained:
     """A network and how it was trained.
 
     Attributes:
-        model: The base classifier, in eval mode.
+        model: The base classifier, in eval mode; an `AdaptedClassifier` where it has a certifying adapter.
         sigma: Standard deviation of the noise it was trained with, in pixels.
         record: What ``model.json`` says: method, network, data, seed, versions.
     """
@@ -52,8 +56,8 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
 
     Args:
         folder: Where ``model.safetensors`` and ``model.json`` are.
-        model: A network of the same architecture, whose weights are overwritten; needed only if it was not trained by
-            name.
+        model: A network of the same architecture, an `AdaptedClassifier` where it has a certifying adapter, whose
+            weights are overwritten; needed only if it was not trained by name.
         trust: Whether a function PACKAGE.MODULE:FUNCTION that ``model.json`` names may be imported and called. Without,
             nothing in the folder is executed: networks of ours, torchvision and timm are made by name.
 
@@ -64,8 +68,13 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
     folder, trust = Path(folder), check_flag(trust, "trust")
     record = read_record(folder)
     sigma = check_positive(record.get("sigma", 0), f"{folder / RECORD}: sigma")
+    adapter = record.get("adapter")
     if model is None:
         model = _network(folder, record, trust=trust)
+        model = model if adapter is None else _adapted(model, adapter, f"{folder / RECORD}: adapter")
+    elif adapter is not None and not isinstance(model, AdaptedClassifier):
+        got, what = type(model).__name__, "an AdaptedClassifier, as adapt(model, shape, design) makes it"
+        raise InputError(f"model: {folder / RECORD} is of a network with a certifying adapter; pass {what}, got {got}")
     load_weights(model, folder / WEIGHTS)
     return Trained(model.eval(), sigma, record)
 
@@ -98,6 +107,32 @@ def _network(folder: Path, record: Mapping[str, Any], *, trust: bool) -> nn.Modu
         return make_network(**network)
     except InputError as error:
         raise InputError(f"{place}: network: {error}") from error.__cause__
+
+
+def _adapted(model: nn.Module, adapter: object, place: str) -> AdaptedClassifier:
+    """Return ``model`` with the certifying adapter that ``adapter`` describes: an `AdapterDesign`, shape and seed."""
+    known = [field.name for field in fields(AdapterDesign)]
+    if not isinstance(adapter, Mapping) or not {"shape"} <= adapter.keys() <= {*known, "shape", "seed"}:
+        raise InputError(f"{place}: expected shape and others of {', '.join(known)}, seed, got {adapter!r}")
+    settings = {name: adapter[name] for name in known if name in adapter}
+    try:
+        design = AdapterDesign(**settings | {"sites": _sites(adapter.get("sites", []))})
+        return adapt(model, _shape(adapter["shape"]), design, seed=check_seed(adapter.get("seed", 0)))
+    except (InputError, ModelError) as error:
+        raise InputError(f"{place}: {error}") from error.__cause__
+
+
+def _shape(shape: object) -> tuple[int, ...]:
+    sides = tuple(check_count(side, "shape") for side in shape) if isinstance(shape, list) else ()
+    if not sides or math.prod(sides) > _MOST_VALUES:
+        raise InputError(f"shape: expected that of an image, such as [3, 32, 32], got {shape!r}")
+    return sides
+
+
+def _sites(sites: object) -> list[str]:
+    if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
+        raise InputError(f"sites: expected a list of names, got {sites!r}")
+    return sites
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from rs_plugins.core.architectures.named import make_network
+from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
+from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.training.trained import load_trained, save_trained
 from rs_plugins.errors import InputError
 
@@ -16,6 +18,16 @@ called = []
 def linear():
     called.append(1)
     return nn.Linear(2, 3)
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 6)
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(6, 2, 8, 0.1, batch_first=True) for _ in range(2)))
+        self.head = nn.Linear(6, 3)
+    def forward(self, x):
+        return self.head(self.blocks(self.embed(x.flatten(1, 2))).mean(1))
+def transformer():
+    return Transformer()
 """
 
 
@@ -117,4 +129,116 @@ def test_records_that_are_none(saved):
         load_trained(folder)
     (folder / "model.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match="is damaged"):
+        load_trained(folder)
+
+
+# ---- networks with a certifying adapter ------------------------------------------------------------------------------
+
+LENET = {"name": "lenet", "classes": 4, "seed": 3, "mean": [0.2], "std": [0.3]}
+
+
+def different(model):
+    """Change every weight and buffer, also those that begin as 0."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.01 * torch.rand(value.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "design"),
+    [
+        (LENET, (1, 28, 28), {"size": "tiny"}),
+        (LENET, (1, 28, 28), {"size": "small", "combine": "gated"}),
+        (LENET, (1, 28, 28), {"size": "medium", "head": "frozen"}),
+        (LENET, (1, 28, 28), {"size": "copy", "head": "fresh"}),
+        (LENET, (1, 28, 28), {"kind": "feature", "hidden": 7, "head_name": "1.9"}),
+        ({"name": "resnet20"}, (3, 12, 12), {"kind": "feature", "combine": "gated"}),
+        ({"name": "own_networks:transformer"}, (2, 3, 4), {"kind": "token", "hidden": 5}),
+        ({"name": "own_networks:transformer"}, (2, 3, 4), {"kind": "token", "sites": ["blocks.1"]}),
+    ],
+    ids=str,
+)
+def test_a_network_with_a_certifying_adapter_comes_back(saved, network, shape, design):
+    check_round_trip(saved, network, shape, design)
+
+
+@pytest.mark.slow
+def test_the_adapter_of_the_paper_comes_back(saved):
+    check_round_trip(saved, {"name": "resnet20"}, (3, 12, 12), {"size": "paper", "head": "fresh"})
+
+
+def check_round_trip(saved, network, shape, design):
+    design = AdapterDesign(**design)
+    folder = saved(network)  # our function can be imported from now on
+    model = different(adapt(make_network(**network), shape, design, seed=2, copied=True))
+    saved(network, model, adapter={**design.plain(), "shape": list(shape), "seed": 1})
+    found = load_trained(folder, trust=":" in network["name"]).model
+    assert isinstance(found, AdaptedClassifier)
+    assert not any(part.training for part in found.modules())
+    state, expected = found.state_dict(), model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(found(x), model(x))
+        assert not torch.equal(found.head(found.extractor(found.normalise(x))), model(x))
+    assert [name for name, value in found.named_parameters() if not value.requires_grad] == [
+        name for name, value in model.named_parameters() if not value.requires_grad
+    ]
+    given = load_trained(folder, model=adapt(make_network(**network), shape, design)).model
+    assert all(torch.equal(given.state_dict()[key], value) for key, value in expected.items())
+
+
+def test_the_network_below_a_certifying_adapter_needs_trust_or_is_passed(saved):
+    plain = {**AdapterDesign(kind="token").plain(), "shape": [2, 3, 4], "seed": 0}
+    folder = saved({"name": "own_networks:transformer"}, adapter=plain)
+    with pytest.raises(InputError, match="names a function, own_networks:transformer, which would be imported"):
+        load_trained(folder)
+    assert "own_networks" not in sys.modules
+    folder = saved(None, adapter=plain)
+    with pytest.raises(InputError, match="does not name the network; pass one of the same architecture"):
+        load_trained(folder)
+    with pytest.raises(InputError, match=r"with a certifying adapter; pass an AdaptedClassifier, as .*, got Linear"):
+        load_trained(folder, model=nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (["tiny"], r"model\.json: adapter: expected shape and others of kind, .*, seed, got \['tiny'\]"),
+        ({"size": "tiny"}, "adapter: expected shape and others of kind, "),
+        ({"shape": [1, 28, 28], "backbone": "resnet18"}, "adapter: expected shape and others of .*'backbone'"),
+        ({"shape": "28"}, "adapter: shape: expected that of an image, such as .*, got '28'"),
+        ({"shape": []}, "adapter: shape: expected that of an image"),
+        ({"shape": [1, 28, 0.5]}, "adapter: shape: expected an integer >= 1, got 0.5"),
+        ({"shape": [1, "28", 28]}, "adapter: shape: expected an integer >= 1, got '28'"),
+        ({"shape": [10**5, 10**5, 10**5]}, "adapter: shape: expected that of an image"),
+        ({"shape": [3, 28, 28]}, "adapter: model: it fails on an input of shape"),
+        ({"shape": [1, 28, 28], "seed": "0"}, "adapter: seed: expected an integer"),
+        ({"shape": [1, 28, 28], "size": "huge"}, "adapter: size: expected one of 'tiny', "),
+        ({"shape": [1, 28, 28], "size": ["tiny"]}, r"adapter: size: expected one of .*, got \['tiny'\]"),
+        (
+            {"shape": [1, 28, 28], "kind": "feature", "hidden": "7"},
+            "adapter: hidden: expected an integer >= 1, got '7'",
+        ),
+        ({"shape": [1, 28, 28], "kind": "token", "sites": [0]}, r"adapter: sites: expected a list of names, got \[0\]"),
+        ({"shape": [1, 28, 28], "kind": "token", "sites": "1"}, "adapter: sites: expected a list of names, got '1'"),
+        ({"shape": [1, 28, 28], "kind": "token", "sites": ["no"]}, "adapter: sites: the extractor has no module 'no'"),
+        ({"shape": [1, 28, 28], "head_name": 12}, "adapter: head_name: expected the name of a layer, or None, got int"),
+        ({"shape": [1, 28, 28], "head_name": "0"}, "adapter: head_name: expected a torch.nn.Linear of the model"),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_makes_no_sense_is_named(saved, adapter, message):
+    with pytest.raises(InputError, match=message):
+        load_trained(saved({"name": "lenet"}, adapter=adapter))
+
+
+def test_weights_for_another_adapter_are_refused(saved):
+    model = adapt(make_network(**LENET), (1, 28, 28), AdapterDesign(size="tiny"))
+    folder = saved(LENET, model, adapter={"shape": [1, 28, 28], "size": "small"})
+    with pytest.raises(InputError, match=r"model\.safetensors: adapter\.\S+: expected shape|does not fit the model"):
         load_trained(folder)
