@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rs_plugins.core.architectures.normalise import Normalise
 from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier, Combine
 from rs_plugins.core.certifying_adapters.backbones import SIZES, image_backbone
-from rs_plugins.core.certifying_adapters.features import FeatureSplit, split_features
+from rs_plugins.core.certifying_adapters.features import FeatureFunction, FeatureSplit, split_features
 from rs_plugins.core.certifying_adapters.modules import (
     CertifyingAdapter,
     FeatureCertifyingAdapter,
@@ -19,7 +19,7 @@ from rs_plugins.core.certifying_adapters.modules import (
 )
 from rs_plugins.core.checks import check_count, check_flag, check_seed
 from rs_plugins.core.global_randomness import global_randomness
-from rs_plugins.core.models import device_and_dtype, evaluating
+from rs_plugins.core.models import device_and_dtype, evaluating, probe
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError
 
@@ -78,6 +78,7 @@ def adapt(
     shape: tuple[int, ...],
     design: AdapterDesign | None = None,
     *,
+    feature_fn: FeatureFunction | None = None,
     seed: int = 0,
     copied: bool = False,
 ) -> AdaptedClassifier:
@@ -89,7 +90,10 @@ def adapt(
     Args:
         model: A classifier, pixels (n, *input) to logits (n, classes).
         shape: Of an image, such as (3, 32, 32).
-        design: Which certifying adapter; by default a small network that reads the image.
+        design: Which certifying adapter; by default `AdapterDesign` with its defaults.
+        feature_fn: A function of a copy of ``model`` and images (n, *input) that returns features (n, p), for a model
+            that has no linear layer which gives the logits. The head is then a fresh one, unless the design names the
+            layer that makes logits of these features; normalisation remains a part of the extractor.
         seed: Of its initial weights; the global generators are as before.
         copied: Whether the result has weights of its own; otherwise the extractor shares those of ``model``, so that
             several results take little memory, and training ``model`` later changes them all.
@@ -103,14 +107,16 @@ def adapt(
     check_flag(copied, "copied")
     device, dtype = device_and_dtype(model)
     example = torch.full((1, *shape), 0.5, device=device, dtype=dtype)
-    normalise, rest = _without_normalisation(model)
+    classes = probe(model, example)
+    normalise, rest = (None, model) if feature_fn is not None else _without_normalisation(model)
     if normalise is not None:
         with torch.no_grad():
             example = normalise(example)
-    split = split_features(rest, example, head_name=_inside(design.head_name, model, rest), copy=copied)
+    name = _inside(design.head_name, model, rest)
+    split = split_features(rest, example, head_name=name, feature_fn=feature_fn, copy=copied)
     with global_randomness(stream(check_seed(seed), "certifying adapter").initial_seed()):
         adapter = _adapter(design, split, example).to(device, dtype)
-        head = _head(design, split).to(device, dtype)
+        head = _head(design, split, classes).to(device, dtype)
     return AdaptedClassifier(
         *(split.extractor, adapter, head),
         normalise=copy.deepcopy(normalise),
@@ -130,8 +136,8 @@ def _inside(name: str | None, model: nn.Module, rest: nn.Module) -> str | None:
     """Return what the part called ``name`` in ``model`` is called in ``rest``."""
     if name is None or rest is model:
         return name
-    wanted = dict(model.named_modules()).get(name)
-    return next((inner for inner, part in rest.named_modules() if part is wanted), name)
+    wanted = dict(model.named_modules(remove_duplicate=False)).get(name)
+    return next((inner for inner, part in rest.named_modules(remove_duplicate=False) if part is wanted), name)
 
 
 def _adapter(design: AdapterDesign, split: FeatureSplit, example: Tensor) -> CertifyingAdapter:
@@ -153,9 +159,11 @@ def _trainable_copy(extractor: nn.Module) -> nn.Module:
     return backbone.requires_grad_(True).train()
 
 
-def _head(design: AdapterDesign, split: FeatureSplit) -> nn.Linear:
-    old = split.head
-    return nn.Linear(old.in_features, old.out_features, bias=old.bias is not None) if design.head == "fresh" else old
+def _head(design: AdapterDesign, split: FeatureSplit, classes: int) -> nn.Linear:
+    """Return the old head, or a fresh one where that is asked for, or there is no old one."""
+    if split.head is not None and design.head != "fresh":
+        return split.head
+    return nn.Linear(split.feature_dim, classes, bias=split.head is None or split.head.bias is not None)
 
 
 def _blocks(extractor: nn.Module) -> tuple[str, ...]:
@@ -167,7 +175,8 @@ def _blocks(extractor: nn.Module) -> tuple[str, ...]:
     ]
     if not lists:
         raise InputError("sites: expected names of blocks that return tokens, as no list of blocks was found")
-    return tuple(max(lists, key=len))
+    longest: list[str] = max(lists, key=len)
+    return tuple(longest)
 
 
 def _token_width(extractor: nn.Module, site: str, example: Tensor) -> int:
