@@ -19,7 +19,7 @@ Combine = Literal["add", "gated"]
 
 
 class AdaptedClassifier(nn.Module):
-    """H(h(ν(x)) + A(ν(x), h(ν(x)))): pixels (n, *input) to logits (n, classes).
+    """H(z + A(ν(x), z)) with z = h(ν(x)): pixels (n, *input) to logits (n, classes).
 
     The extractor h is frozen and stays in eval mode whatever `train` is told; the certifying adapter A and the head H
     are trained. Noisy pixels may leave [0, 1] and are not clipped. With A's last layer at 0 and the old head it is the
@@ -32,8 +32,9 @@ class AdaptedClassifier(nn.Module):
         head: H, features (n, p) to logits (n, classes).
         normalise: ν, a layer such as `rs_plugins.core.architectures.normalise.Normalise` if h and A take normalised
             images; None if they take pixels. There is no default, as a wrong guess normalises twice or not at all.
-        combine: ``"add"``; ``"gated"``: the correction is multiplied by a trained number for each feature first, 1 at
-            the start.
+        combine: ``"add"``: z + A; ``"gated"``: γ·z + A, with a trained number γ for each feature, 1 at the start. What
+            the extractor makes of a noisy image is of little use, and without γ only A could take it away. (A factor of
+            A is in its last layer already.)
         freeze_head: Whether the head stays as it is, too, so that the certifying adapter alone is trained.
 
     Raises:
@@ -100,8 +101,7 @@ class AdaptedClassifier(nn.Module):
     def classify(self, x: Tensor, z: Tensor) -> Tensor:
         """Return the logits (n, classes) of normalised images ``x`` with features ``z`` (n, p), as `features` gives."""
         if self.adapter.reads_features:
-            correction = self.adapter(x, z)
-            z = z + (correction if self.gate is None else self.gate * correction)
+            z = (z if self.gate is None else self.gate * z) + self.adapter(x, z)
         logits: Tensor = self.head(z)
         return logits
 

@@ -38,7 +38,7 @@ class AdapterDesign:
             ``"copy"``, a copy of the extractor that is trained on from its weights.
         hidden: Width of the bottlenecks; None: half of the features, or 64 in a transformer.
         sites: Names of a transformer's blocks that get a bottleneck; empty: all modules in its longest list of blocks.
-        combine: ``"add"`` or ``"gated"``, as `AdaptedClassifier` takes it.
+        combine: ``"add"`` or ``"gated"``, as `AdaptedClassifier` explains.
         head: ``"tuned"``: the old head, trained along; ``"frozen"``: the old head as it is; ``"fresh"``: one with
             initial weights, as in the code of Deng et al.
         head_name: Name of the layer that gives the logits; None: it is looked for.

@@ -102,8 +102,8 @@ def test_logits_are_the_head_of_corrected_features(kind, combine):
             assert torch.equal(model.gate, torch.ones(5))
             model.gate.uniform_(0.5, 2)
         z = model.extractor(nu(x))
-        correction = model.adapter(nu(x), z) * (model.gate if combine == "gated" else 1)
-        expected = (z + correction) @ model.head.weight.T + model.head.bias
+        left = model.gate * z if combine == "gated" else z
+        expected = (left + model.adapter(nu(x), z)) @ model.head.weight.T + model.head.bias
         torch.testing.assert_close(model(x), expected)
 
 

@@ -229,7 +229,7 @@ def test_models_that_do_not_fit_are_refused(resnet):
     with pytest.raises(InputError, match="sites: the extractor has no module 'nothing'"):
         adapt(resnet, SHAPE, AdapterDesign(kind="token", sites=("nothing",)))
     flat = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).eval()
-    with pytest.raises(InputError, match="sites: expected names of blocks .* no list of blocks"):
+    with pytest.raises(InputError, match=r"sites: expected names of blocks .* no list of blocks"):
         adapt(flat[1], (768,), AdapterDesign(kind="token"))
     with pytest.raises(ModelError, match="model: it fails on an input of shape"):
         adapt(resnet, (1, 16, 16))
