@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from rs_plugins.errors import InputError, ResultsError
 CHECKPOINTS, HISTORY = "checkpoints", "history.csv"
 _OPTIMIZER, _PROGRESS = "optimizer.safetensors", "progress.json"
 _START = "start"  # what of the settings a checkpoint makes up for
-_BEFORE = {"algorithm": "sgd", "schedule": "step"}  # settings that earlier versions did not have, and how they trained
+# settings that earlier versions did not have, and what they did
+_BEFORE = {"algorithm": "sgd", "schedule": "step", "keep_best": False}
 _NAME = re.compile(r"epoch-([0-9]{4,})(?:-step-([0-9]{6,}))?")
 
 
@@ -129,17 +131,11 @@ class TrainingFolder(RunFolder):
             ResultsError: If it cannot be written.
         """
         place = self.path / CHECKPOINTS / progress.name
-        draft = place.with_name(f".{place.name}")
-        with writing(place):
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir()
         tensors, rest = _flattened(optimizer.state_dict())
-        save_trained(draft, model, record)
-        write_whole(draft / _OPTIMIZER, save(tensors))
-        write_whole(draft / _PROGRESS, record_text({**asdict(progress), "optimizer": rest}))
-        with writing(place):
-            shutil.rmtree(place, ignore_errors=True)
-            os.replace(draft, place)
+        with drafted(place) as draft:
+            save_trained(draft, model, record)
+            write_whole(draft / _OPTIMIZER, save(tensors))
+            write_whole(draft / _PROGRESS, record_text({**asdict(progress), "optimizer": rest}))
         write_whole(self.path / HISTORY, _table(progress.history))
         for old in checkpoints_in(self.path)[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -180,9 +176,28 @@ class TrainingFolder(RunFolder):
             raise ResultsError(f"{self.path}: begun by another run ({difference}); choose another folder{advice}")
 
 
+@contextmanager
+def drafted(place: Path) -> Iterator[Path]:
+    """Give a folder to fill, which takes the place of the folder ``place`` when that is done."""
+    draft = place.with_name(f".{place.name}")
+    with writing(place):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+    yield draft
+    with writing(place):
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(draft, place)
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, the latest last."""
     return _named(folder)
+
+
+def epochs_of(checkpoint: Path) -> int:
+    """Return how many epochs are finished in a checkpoint, by its name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return 0 if match is None else int(match[1])
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:

@@ -21,6 +21,7 @@ from rs_plugins.core.models import device_and_dtype, digest, probe, without_addr
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.augmentation import crop_and_flip
 from rs_plugins.core.training.batches import Batches, Source, Step, data_set
+from rs_plugins.core.training.best import BestNetworks, best_of
 from rs_plugins.core.training.fabric import Precision, launched_fabric
 from rs_plugins.core.training.folder import Epoch, Progress, TrainingFolder, checkpoints_in, load_checkpoint
 from rs_plugins.core.training.loop import check_finite, minimise
@@ -50,6 +51,7 @@ def train_data_set(
     channels_last: bool = False,
     workers: int = 0,
     keep: int = 2,
+    keep_best: bool = False,
     resume: bool = False,
     after_epoch: Callable[[Epoch], None] | None = None,
     progress: bool = False,
@@ -76,6 +78,9 @@ def train_data_set(
         channels_last: Whether the weights of convolutions lie in memory with the channels last, which may be faster.
         workers: Processes that read images ahead; 0: this one reads.
         keep: How many checkpoints are kept, the latest ones.
+        keep_best: Whether to end with the weights of the epoch with the best accuracy on ``validation``, the earliest
+            of equals, not with those of the last; ``model.json`` says which (``chosen_epoch``). Take images held out of
+            the training images (`split_off`): chosen on test images, a network looks better on them than it is.
         resume: Go on with what is in ``folder``, with the same arguments; ``recipe.epochs`` may have become more, but
             for a cosine. Without, a folder that holds checkpoints or a trained network is refused.
         after_epoch: Called with what is known of an epoch when its checkpoint is written, by the first process alone.
@@ -98,6 +103,11 @@ def train_data_set(
     resume = check_flag(resume, "resume")
     workers, keep = check_count(workers, "workers", least=0), check_count(keep, "keep")
     seed = check_seed(seed)
+    keep_best = check_flag(keep_best, "keep_best")
+    if keep_best and watched is None:
+        raise InputError("keep_best: expected validation images to choose an epoch by, got none")
+    if keep_best and not recipe.epochs:
+        raise InputError("keep_best: expected a recipe of at least 1 epoch to choose one, got 0")
     check_sigma(recipe.sigma)
     _check_images(model, *(one for one in (data, more, watched) if one is not None))
     settings = {
@@ -110,6 +120,8 @@ def train_data_set(
         "precision": precision,
         "channels_last": channels_last,
         **_frozen(model),
+        "keep_best": keep_best,
+        **({"validation": watched.identity} if watched is not None and keep_best else {}),
     }
     start = digest(model)
     fabric = launched_fabric(device, precision)
@@ -127,6 +139,7 @@ def train_data_set(
         seed=seed,
         workers=workers,
         kept=TrainingFolder(folder, settings, start=start, resume=resume, keep=keep),
+        best=BestNetworks(Path(folder)) if keep_best else None,
         record=record,
         start=start,
     )
@@ -148,6 +161,7 @@ class _Run:
     seed: int
     workers: int
     kept: TrainingFolder
+    best: BestNetworks | None
     record: Mapping[str, Any]
     start: str
 
@@ -157,6 +171,8 @@ class _Run:
         if state.epoch > self.recipe.epochs:
             got = self.recipe.epochs
             raise InputError(f"epochs: expected at least {state.epoch}, which {self.kept.path} has, got {got}")
+        if self.best is not None:
+            self.best.check(state)
         sizes = [source.size for source in self.sources]
         batches = Batches(sizes, self.recipe.batch_size, self.recipe.parts, seed=self.seed)
         self._set_learning_rate(state)
@@ -179,8 +195,9 @@ class _Run:
                     after_epoch(state.history[-1])
                 if stopped:
                     raise KeyboardInterrupt
+        chosen = self._choose(state)
         if self.fabric.is_global_zero:
-            self.kept.finish(self.model, self._record(state))
+            self.kept.finish(self.model, {**self._record(state), **chosen})
         return state.history
 
     def _steps(self, batches: Batches, state: Progress) -> Generator[tuple[Step, float], None, None]:
@@ -205,8 +222,23 @@ class _Run:
             group["lr"] = self.recipe.learning_rate(state.epoch)
 
     def _keep(self, state: Progress) -> None:
-        if self.fabric.is_global_zero:
-            self.kept.keep(state, self.model, self.optimizer, self._record(state))
+        if not self.fabric.is_global_zero:
+            return
+        if self.best is not None and not state.steps:
+            self.best.keep(state, self.model, self._record(state))
+        self.kept.keep(state, self.model, self.optimizer, self._record(state))
+        if self.best is not None:
+            self.best.forget(state)
+
+    def _choose(self, state: Progress) -> dict[str, Any]:
+        """Put the best weights into the model if that is asked for, and return of which epoch they are."""
+        if self.best is None:
+            return {}
+        chosen = self.fabric.broadcast(best_of(state.history))  # only the first process has measured
+        if chosen is None:
+            return {}
+        self.best.put_into(self.model, chosen)
+        return {"chosen_epoch": chosen.epoch, "chosen_noisy_accuracy": chosen.noisy_accuracy}
 
     def _record(self, state: Progress) -> dict[str, Any]:
         return {**self.record, "start": state.start, "trained_epochs": state.epoch}
