@@ -104,8 +104,10 @@ SMALL_DENOISER = {"depth": 6, "width": 32}  # about as many multiplications as a
 
 WAYS: Mapping[str, Way] = {
     "bare": Way(make=clean_trained, trained=False),
-    "image": Way(make=partial(adapted, size="small"), adam=True, lr=0.002),
-    "image-copy": Way(make=partial(adapted, size="copy"), lr=0.05),
+    "image": Way(make=adapted, lr=0.05),
+    "image-added": Way(make=partial(adapted, combine="add"), lr=0.05),
+    "image-fresh": Way(make=partial(adapted, size="small"), adam=True, lr=0.002),
+    "image-paper": Way(make=partial(adapted, size="small", combine="add", head="fresh"), adam=True, lr=0.001),
     "feature": Way(make=partial(adapted, kind="feature"), adam=True, lr=0.002),
     "denoised-mse": Way(
         make=partial(denoised, **SMALL_DENOISER), objective=partial(denoising_objective, "mse"), adam=True, lr=0.002

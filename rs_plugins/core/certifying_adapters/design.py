@@ -34,11 +34,11 @@ class AdapterDesign:
     Attributes:
         kind: ``"image"``: a network beside the extractor that reads the image (Deng et al. 2024); ``"feature"``: a
             bottleneck on its features; ``"token"``: bottlenecks inside a transformer.
-        size: Of the network of kind ``"image"``: ``"tiny"``, ``"small"``, ``"medium"``, ``"paper"`` (a ResNet-18); or
-            ``"copy"``, a copy of the extractor that is trained on from its weights.
+        size: Of the network of kind ``"image"``: ``"copy"``, a copy of the extractor that is trained on from its
+            weights; or with initial weights ``"tiny"``, ``"small"``, ``"medium"``, ``"paper"`` (a ResNet-18).
         hidden: Width of the bottlenecks; None: half of the features, or 64 in a transformer.
         sites: Names of a transformer's blocks that get a bottleneck; empty: all modules in its longest list of blocks.
-        combine: ``"add"`` or ``"gated"``, as `AdaptedClassifier` explains.
+        combine: ``"add"`` or ``"gated"``, as `AdaptedClassifier` explains; None: gated, but in a transformer.
         head: ``"tuned"``: the old head, trained along; ``"frozen"``: the old head as it is; ``"fresh"``: one with
             initial weights, as in the code of Deng et al.
         head_name: Name of the layer that gives the logits; None: it is looked for.
@@ -48,16 +48,18 @@ class AdapterDesign:
     """
 
     kind: Kind = "image"
-    size: str = "small"
+    size: str = "copy"
     hidden: int | None = None
     sites: tuple[str, ...] = ()
-    combine: Combine = "add"
+    combine: Combine | None = None
     head: Literal["tuned", "frozen", "fresh"] = "tuned"
     head_name: str | None = None
 
     def __post_init__(self) -> None:
         _check_one_of(self.kind, get_args(Kind), "kind")
         _check_one_of(self.size, (*SIZES, COPY), "size")
+        if self.combine is None:
+            object.__setattr__(self, "combine", "add" if self.kind == "token" else "gated")
         _check_one_of(self.combine, get_args(Combine), "combine")
         _check_one_of(self.head, ("tuned", "frozen", "fresh"), "head")
         if isinstance(self.sites, str):
@@ -120,7 +122,7 @@ def adapt(
     return AdaptedClassifier(
         *(split.extractor, adapter, head),
         normalise=copy.deepcopy(normalise),
-        combine=design.combine,
+        combine=design.combine or "add",
         freeze_head=design.head == "frozen",
     )
 

@@ -199,6 +199,12 @@ def test_other_images_and_other_types():
         adapt(vectors, (6,), AdapterDesign(size="tiny"))
 
 
+def test_by_default_the_features_are_gated_but_in_a_transformer():
+    assert [AdapterDesign(kind=kind).combine for kind in ("image", "feature", "token")] == ["gated", "gated", "add"]
+    assert AdapterDesign(combine="add").combine == "add"
+    assert AdapterDesign().size == "copy"
+
+
 def test_a_design_is_plain_data():
     design = AdapterDesign(kind="token", sites=["a", "b"], hidden=3, head="fresh", head_name="fc")
     assert design.sites == ("a", "b")
