@@ -119,7 +119,7 @@ WAYS: Mapping[str, Way] = {
         lr=0.002,
     ),
     "denoised": Way(make=partial(denoised, **SMALL_DENOISER), adam=True, lr=0.002),
-    "fine-tune": Way(make=clean_trained, lr=0.02),
+    "fine-tune": Way(make=clean_trained, lr=0.05),
     "scratch": Way(make=untrained, lr=0.1),
     "lora": Way(make=partial(with_lora, rank=8), adam=True, lr=0.002),
 }
