@@ -26,6 +26,7 @@ from rs_plugins.cli.options import (
 from rs_plugins.cli.plain_warnings import plain_warnings
 from rs_plugins.cli.recipes import choose_recipe
 from rs_plugins.cli.tables import as_text
+from rs_plugins.cli.training_data import open_training_data
 from rs_plugins.errors import InputError, ModelError, ResultsError, RSPluginsWarning
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 _PICTURE = "training.png"
 _MOST_ROWS = 12  # of the table at the end
-_PASSED_ON = ("seed", "precision", "channels_last", "workers", "keep", "resume")
+_PASSED_ON = ("seed", "precision", "channels_last", "workers", "keep", "keep_best", "resume")
 
 
 def _list_presets(context: click.Context, _option: click.Parameter, asked: bool) -> None:
@@ -147,8 +148,16 @@ def _list_methods(context: click.Context, _option: click.Parameter, asked: bool)
     metavar="FORMAT[:PLACE]",
     help="Measure the accuracy under one noise draw on these after each epoch.  [the part test of --data, if any]",
 )
+@click.option("--validation-images", type=int, help="So many of them, evenly spaced; 0: none.  [1000]")
 @click.option(
-    "--validation-images", type=int, default=1000, show_default=True, help="So many of them, evenly spaced; 0: none."
+    "--held-out",
+    type=int,
+    help="In place of --validation: measure on so many images of --data, evenly spaced, and do not train on them.",
+)
+@click.option(
+    "--keep-best",
+    is_flag=True,
+    help="End with the epoch that is best on the images of --held-out or --validation, not with the last.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order, noise and augmentation.")
 @device_option
@@ -191,8 +200,6 @@ def train(out: Path, quiet: bool, **options: Any) -> None:
 
 
 def _run(out: Path, quiet: bool, **options: Any) -> None:
-    from rs_plugins.core.checks import check_count
-    from rs_plugins.core.data_sets.data_set import spaced_images
     from rs_plugins.core.models import check_device
     from rs_plugins.core.training.initial import describe_network, initial_network
     from rs_plugins.core.training.job import train_data_set
@@ -202,47 +209,27 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
     if not drawn:
         warnings.warn(f"{_PICTURE} needs matplotlib: pip install 'rs-plugins[plots]'", RSPluginsWarning, stacklevel=1)
     find_modules_here()
-    data, extra, validation = _open(options)
-    count = options["train_images"]
-    chosen = data if count is None else spaced_images(data, check_count(count, "train_images"))
+    data = open_training_data(options)
     with _about_the_network(recipe.architecture):
-        network = describe_network(data, recipe.architecture, normalise=recipe.normalise, seed=options["seed"])
+        network = describe_network(data.whole, recipe.architecture, normalise=recipe.normalise, seed=options["seed"])
         model = initial_network(network, options["weights"], classes=_classes_in_weights(options, network))
         if _first_process():
-            click.echo(_title(recipe, model, chosen))
+            click.echo(_title(recipe, model, data.chosen))
         history = train_data_set(
-            *(model, chosen, recipe, out),
+            *(model, data.chosen, recipe, out),
             network=network,
-            extra=extra,
+            extra=data.extra,
             extra_weight=_weight_of_extra(options),
-            validation=validation,
+            validation=data.validation,
             device=device,
             after_epoch=None if quiet or sys.stderr.isatty() else partial(_tell, recipe.epochs),
             progress=not quiet and sys.stderr.isatty(),
             **{name: options[name] for name in _PASSED_ON},
         )
     if _first_process():
-        click.echo(f"\n{_table(history)}\n")
+        click.echo(f"\n{_table(history)}\n{_best(history) if options['keep_best'] else ''}")
         _show_files(out, history, drawn=drawn)
         click.echo(f"\nnext: {_next(out, recipe.architecture, options)}")
-
-
-def _open(options: Mapping[str, Any]) -> "tuple[DataSet, DataSet | None, DataSet | None]":
-    """Return the images to train on, more of them, and those to measure the accuracy on."""
-    from rs_plugins.core.checks import check_count
-    from rs_plugins.core.data_sets.data_set import spaced_images
-    from rs_plugins.core.data_sets.opening import has_parts, open_data_set, open_training_set
-
-    def size(text: str) -> int | None:
-        return options["image_size"] if text.startswith("imagefolder:") else None
-
-    count, text = check_count(options["validation_images"], "validation_images", least=0), options["validation"]
-    if text is None and has_parts(options["data"]):
-        text = options["data"]
-    data = open_training_set(options["data"], image_size=options["image_size"])
-    extra = options["extra"] and open_training_set(options["extra"], image_size=size(options["extra"]))
-    validation = open_data_set(text, image_size=size(text)) if text and count else None
-    return data, extra, None if validation is None else spaced_images(validation, count)
 
 
 @contextmanager
@@ -305,6 +292,16 @@ def _table(history: Sequence["Epoch"]) -> str:
         for place in shown
     ]
     return as_text([["epoch", "loss", "noisy accuracy", "lr", "seconds"], *rows])
+
+
+def _best(history: Sequence["Epoch"]) -> str:
+    """Return which epoch was chosen."""
+    from rs_plugins.core.training.best import best_of
+
+    best = best_of(history)
+    if best is None:
+        return ""
+    return f"the network of epoch {best.epoch}, noisy accuracy {_percent(best.noisy_accuracy)}\n"
 
 
 def _percent(share: float | None) -> str:

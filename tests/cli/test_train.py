@@ -19,6 +19,7 @@ from torch import nn
 
 from rs_plugins import load_trained
 from rs_plugins.cli import main, train
+from rs_plugins.core.data_sets.data_set import spaced_images, split_off
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.results_files import read_results
 from rs_plugins.core.training.folder import Epoch, checkpoints_in
@@ -187,6 +188,9 @@ def test_options_reach_the_recipe(call, more, setting, value):
         ("--no-channels-last", "channels_last", False),
         ("--workers 2", "workers", 2),
         ("--keep 3", "keep", 3),
+        ("", "keep_best", False),
+        ("--keep-best --held-out 4", "keep_best", True),
+        ("--keep-best --validation npz:watched.npz", "keep_best", True),
         ("--extra npz:more.npz --extra-weight 0.5", "extra_weight", 0.5),
         ("--device cpu", "device", torch.device("cpu")),
         ("--out other", "out", Path("other")),
@@ -211,6 +215,46 @@ def test_which_images(call):
     assert watched.identity == open_data_set("npz:watched.npz").identity
     assert len(call("--validation", "npz:watched.npz", "--validation-images", "3")["validation"]) == 3
     assert call("--validation", "npz:watched.npz", "--validation-images", "0")["validation"] is None
+
+
+def test_images_that_are_held_out(call):
+    others, held = split_off(open_data_set("npz:squares.npz"), 5)
+    found = call("--held-out", "5")
+    assert (found["data"].identity, found["validation"].identity) == (others.identity, held.identity)
+    found = call("--held-out", "5", "--train-images", "7")
+    assert found["data"].identity == spaced_images(others, 7).identity
+    assert found["validation"].identity == held.identity
+    found = call("--held-out", "23")  # one image is left, and the network is for all classes
+    assert (len(found["data"]), found["network"]["classes"]) == (1, 4)
+    digits = call("--data", "digits", "--arch", "my_models:small", "--held-out", "1200")
+    names = [digits[name].name for name in ("data", "validation")]
+    assert names == ["digits train, all but 1200", "digits train, 1200 held out"]
+    assert len(digits["validation"]) == 1200
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_best_epoch_by_images_that_are_held_out():
+    more = "--held-out 8 --keep-best --epochs 6 --lr 0.9 --optimizer adam --schedule cosine"
+    result = invoke(COMMAND, *shlex.split(more))
+    assert result.exit_code == 0, result.output
+    record = json.loads(Path("run/model.json").read_text())
+    epoch, accuracy = record["chosen_epoch"], record["chosen_noisy_accuracy"]
+    assert (
+        f"\nthe network of epoch {epoch}, noisy accuracy {accuracy:.1%}\n\n  run/model.safetensors\n" in result.stdout
+    )
+    rows = [line.split(",") for line in Path("run/history.csv").read_text().splitlines()[1:]]
+    accuracies = [float(row[2]) for row in rows]
+    assert (epoch, accuracy) == (1 + accuracies.index(max(accuracies)), max(accuracies))
+    assert "on 16 images of npz, all but 8\n" in result.stdout
+    assert "--data FORMAT:PLACE" in result.stdout
+    assert same(weights(), weights(f"run/best/epoch-{epoch:04}"))
+    result = invoke(COMMAND, "--out", "last", "--held-out", "8")
+    assert "the network of epoch" not in result.stdout
+    result = invoke(COMMAND, *shlex.split(more), "--resume", "--held-out", "9")
+    assert (
+        "Error: run: begun by another run (data: 'npz, all but 8' -> 'npz, all but 9'; images: 16 -> 15;"
+        in result.output
+    )
 
 
 def test_parts_of_the_digits(call):
@@ -315,6 +359,21 @@ def test_a_folder_is_gone_on_with_on_request():
         ("--optimizer adam --momentum 0.5", "momentum: only for the optimiser sgd, got 0.5 with adam"),
         ("--schedule cosine --lr-step 5", "lr_step: only for the schedule step, got 5 with cosine"),
         ("--train-images 0", "train_images: expected an integer >= 1, got 0"),
+        ("--held-out 0", "held_out: expected an integer from 1 to 23, got 0"),
+        ("--held-out 24", "held_out: expected an integer from 1 to 23, got 24"),
+        (
+            "--held-out 3 --validation npz:watched.npz",
+            "validation: expected none beside --held-out, got npz:watched.npz",
+        ),
+        ("--held-out 3 --validation-images 0", "validation_images: expected none beside --held-out, got 0"),
+        (
+            "--data digits --arch my_models:small --keep-best",
+            "keep_best: expected --held-out N beside it (or --validation), got neither; the part test of --data is",
+        ),
+        (
+            "--keep-best --validation npz:watched.npz --validation-images 0",
+            "keep_best: expected validation images to choose an epoch by, got none",
+        ),
         ("--validation-images -1", "validation_images: expected an integer >= 0, got -1"),
         ("--workers -1", "workers: expected an integer >= 0, got -1"),
         ("--keep 0", "keep: expected an integer >= 1, got 0"),
