@@ -1,0 +1,182 @@
+"""A certifying adapter trained on a data set into a folder, for a classifier that stays as it is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
+from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
+from rs_plugins.core.checks import check_count, check_positive, check_seed
+from rs_plugins.core.data_sets.data_set import DataSet, split_off
+from rs_plugins.core.job import as_training_set
+from rs_plugins.core.training.fabric import Precision
+from rs_plugins.core.training.folder import Epoch
+from rs_plugins.core.training.job import train_data_set
+from rs_plugins.core.training.recipe import Recipe
+from rs_plugins.errors import InputError, ModelError
+
+EPOCHS = 20
+_SHARE, _FEWEST, _MOST = 0.02, 100, 2000  # of the training images, held out to choose the epoch by
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptation:
+    """A classifier with a trained certifying adapter.
+
+    Attributes:
+        model: In eval mode; with the weights that are in the folder.
+        history: What is known of each epoch.
+    """
+
+    model: AdaptedClassifier
+    history: list[Epoch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AdapterRecipe(Recipe):
+    """A recipe for a certain certifying adapter beside a certain extractor, so that the run's settings name both.
+
+    Attributes:
+        adapter: What `load_trained` makes the certifying adapter of.
+        extractor: The extractor's digits.
+    """
+
+    adapter: Mapping[str, Any]
+    extractor: str
+
+
+def default_recipe(sigma: float, epochs: int = EPOCHS) -> Recipe:
+    """Return how certifying adapters are trained if nobody says.
+
+    Deng et al. (2024) take Adam with a constant learning rate of 1e-3 for 200 epochs, 256 images a batch, without
+    augmentation. Here the learning rate falls along a cosine, so that fewer epochs do.
+    """
+    return Recipe(
+        method="gaussian",
+        sigma=sigma,
+        epochs=epochs,
+        batch_size=256,
+        algorithm="adam",
+        lr=1e-3,
+        schedule="cosine",
+        weight_decay=0.0,
+    )
+
+
+def default_held_out(images: int) -> int:
+    """Return how many of so many training ``images`` are held out to choose the epoch by.
+
+    That is 2 %, but at least 100 and at most 2,000 of them, and never more than a tenth.
+    """
+    return min(_MOST, max(round(_SHARE * images), min(_FEWEST, images // 10)))
+
+
+def adapt_data_set(
+    model: nn.Module,
+    data: DataSet | str,
+    sigma: float,
+    folder: str | Path,
+    *,
+    design: AdapterDesign | None = None,
+    recipe: Recipe | None = None,
+    network: Mapping[str, Any] | None = None,
+    held_out: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    precision: Precision = "32-true",
+    channels_last: bool = False,
+    workers: int = 0,
+    keep: int = 2,
+    resume: bool = False,
+    after_epoch: Callable[[Epoch], None] | None = None,
+    progress: bool = False,
+) -> Adaptation:
+    """Train a certifying adapter for ``model`` on ``data`` into ``folder`` (Deng et al. 2024).
+
+    ``model`` stays as it is, and the extractor shares its weights where both are on one device: call this for several
+    ``sigma``, each with a folder of its own, and the extractor is there once. `load_trained` reads the folder, which
+    needs nothing else. The weights are those of the epoch with the highest accuracy under noise on training images
+    that are held out. The run can be stopped and gone on with as in `train_data_set`.
+
+    Args:
+        model: The classifier, pixels to logits, normalisation inside; trained on clean images, say.
+        data: The images with their labels, or a text as `open_training_set` takes it.
+        sigma: Standard deviation of the noise, in pixels.
+        folder: Where to keep the run, as in `train_data_set`.
+        design: Which certifying adapter; that of `AdapterDesign` by default.
+        recipe: How to train, by any method, for another sigma in place of its own; `default_recipe` by default.
+        network: The arguments of `make_network` that made ``model``, so that `load_trained` can make it again.
+        held_out: Number of images, evenly spaced, that are not trained on, and by which the epoch is chosen; None for
+            `default_held_out`; 0: the last epoch is taken.
+        seed: Seed of the initial weights, shuffling, noise and augmentation.
+        device: As in `train_data_set`, like all that follow.
+        precision: ``"32-true"`` or ``"bf16-mixed"``.
+        channels_last: Whether the weights of convolutions lie in memory with the channels last.
+        workers: Processes that read images ahead; 0: this one reads.
+        keep: How many checkpoints are kept.
+        resume: Go on with what is in ``folder``.
+        after_epoch: Called with what is known of an epoch when its checkpoint is written.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The adapted classifier with the chosen weights, and what is known of each epoch.
+
+    Raises:
+        InputError: If an argument has an impossible value, or the model does not fit the design.
+        ModelError: If the model cannot be run on the images, or the extractor is not what it was after training.
+        DivergedError: If the loss or a weight becomes NaN or infinite.
+        ResultsError: If ``folder`` holds another run, such as one with another extractor.
+        KeyboardInterrupt: If a signal came; the checkpoint is written.
+    """
+    data, design = as_training_set(data), AdapterDesign() if design is None else design
+    recipe = default_recipe(sigma) if recipe is None else replace(recipe, sigma=check_positive(sigma, "sigma"))
+    trained_on, chosen_by = _split(data, held_out)
+    adapted = adapt(model, data.shape, design, seed=seed)
+    extractor = adapted.extractor_fingerprint()
+    history = train_data_set(
+        *(adapted, trained_on, _for(recipe, design, data.shape, seed, network, extractor), folder),
+        network=network,
+        validation=chosen_by,
+        keep_best=chosen_by is not None and recipe.epochs > 0,
+        seed=seed,
+        device=device,
+        precision=precision,
+        channels_last=channels_last,
+        workers=workers,
+        keep=keep,
+        resume=resume,
+        after_epoch=after_epoch,
+        progress=progress,
+    )
+    if adapted.extractor_fingerprint() != extractor:
+        raise ModelError(
+            f"model: the extractor is not what it was before training, so {folder} is of no use; a part of it changes "
+            "its own weights or buffers in eval mode"
+        )
+    return Adaptation(adapted.eval(), history)
+
+
+def _split(data: DataSet, held_out: int | None) -> tuple[DataSet, DataSet | None]:
+    """Return the images to train on and those to choose the epoch by."""
+    count = default_held_out(len(data)) if held_out is None else check_count(held_out, "held_out", least=0)
+    if count >= len(data):
+        raise InputError(f"held_out: expected fewer images than {data.name} has, {len(data)}, got {count}")
+    return split_off(data, count) if count else (data, None)
+
+
+def _for(
+    recipe: Recipe,
+    design: AdapterDesign,
+    shape: tuple[int, ...],
+    seed: int,
+    network: Mapping[str, Any] | None,
+    extractor: str,
+) -> _AdapterRecipe:
+    settings = {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
+    settings["architecture"] = "given" if network is None else network.get("name")
+    adapter = {**design.plain(), "shape": list(shape), "seed": check_seed(seed)}
+    return _AdapterRecipe(**settings, adapter=adapter, extractor=extractor)
