@@ -6,7 +6,6 @@ of the whole under noise, `rs_plugins.core.training.gaussian.Gaussian`, and need
 continues with the second after the first: train twice.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count, check_flag, check_seed
+from rs_plugins.core.frozen_copy import frozen_copy
 from rs_plugins.core.global_randomness import torch_randomness
-from rs_plugins.core.models import UnseenModule, check_logits, check_noiseless, digest
+from rs_plugins.core.models import check_logits, check_noiseless, digest
 from rs_plugins.core.objectives import noisy_logits
 from rs_plugins.core.streams import stream
 from rs_plugins.core.training.gaussian import Gaussian
@@ -114,7 +114,7 @@ class DenoisedClassifier(nn.Module):
     def __init__(self, denoiser: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
         self.denoiser = check_noiseless(denoiser, "denoiser")
-        self.classifier = _frozen_copy(check_noiseless(classifier, "classifier"))
+        self.classifier = frozen_copy(check_noiseless(classifier, "classifier"), own=True, name="classifier")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (n, classes) of noisy images ``x`` (n, *input)."""
@@ -149,17 +149,6 @@ class DenoisedClassifier(nn.Module):
         It differs from that of the module that was handed in if that one has changed meanwhile.
         """
         return digest(self.classifier)
-
-
-def _frozen_copy(classifier: nn.Module) -> nn.Module:
-    unseen = [part for part in classifier.modules() if isinstance(part, UnseenModule)]
-    kept = {id(value): value for part in unseen for name, value in vars(part).items() if not name.startswith("_")}
-    try:
-        twin = copy.deepcopy(classifier, kept)
-    except Exception as error:  # whatever __deepcopy__ of somebody's module may raise
-        reason = f"{type(error).__name__}: {error}"
-        raise ModelError(f"classifier: a frozen copy of it is needed, which failed ({reason})") from error
-    return twin.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rs_plugins.core.certifying_adapters.frozen_copy import buffers_unchanged, frozen_copy, unwrapped
 from rs_plugins.core.checks import check_flag, check_floating
+from rs_plugins.core.frozen_copy import buffers_unchanged, frozen_copy, unwrapped
 from rs_plugins.core.models import check_noiseless, check_unchanged, probe
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError, ModelError

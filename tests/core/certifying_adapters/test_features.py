@@ -590,7 +590,7 @@ def test_modules_that_cannot_share_their_weights_get_their_own():
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        ("never", r"^model: a copy of it is needed, which failed \(ZeroDivisionError: no\)$"),
+        ("never", r"^model: a frozen copy of it is needed, which failed \(ZeroDivisionError: no\)$"),
         ("itself", r"^model: its copy has the same Particular in it, which would be changed$"),
     ],
 )

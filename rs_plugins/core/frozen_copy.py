@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from rs_plugins.core.models import UnseenModule
 from rs_plugins.errors import InputError, ModelError
 
 
@@ -24,39 +26,43 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def frozen_copy(model: nn.Module, *, own: bool) -> nn.Module:
+def frozen_copy(model: nn.Module, *, own: bool, name: str = "model") -> nn.Module:
     """Return a copy of the modules of ``model``, hooks included, in eval mode and with no parameter to learn.
+
+    What an `UnseenModule` calls is not copied.
 
     Args:
         model: Stays as it was.
         own: Whether the copy has weights and buffers of its own, or those of ``model``, as long as its modules can be
             copied so.
+        name: What the caller calls ``model``.
 
     Raises:
         InputError: If ``model`` has lazy layers without weights.
         ModelError: If it cannot be copied.
     """
     if any(is_lazy(value) for value in chain(model.parameters(), model.buffers())):
-        raise InputError("model: expected weights, got a lazy layer that has none yet; run the model once before")
+        raise InputError(f"{name}: expected weights, got a lazy layer that has none yet; run the model once before")
     try:
         twin = deepcopy(model, _instead(model, own))
     except Exception:  # whatever __deepcopy__ of somebody's module may raise
-        twin = _full_copy(model)
+        twin = _full_copy(model, name)
     before = {id(thing) for thing in chain(model.modules(), model.parameters())}
     for thing in chain(twin.modules(), twin.parameters()):
         if id(thing) in before:
-            raise ModelError(f"model: its copy has the same {type(thing).__name__} in it, which would be changed")
+            raise ModelError(f"{name}: its copy has the same {type(thing).__name__} in it, which would be changed")
     return twin.requires_grad_(False).eval()
 
 
-def _full_copy(model: nn.Module) -> nn.Module:
+def _full_copy(model: nn.Module, name: str) -> nn.Module:
     try:
-        return deepcopy(model)
+        return deepcopy(model, dict(_unseen(model)))
     except Exception as error:
-        raise ModelError(f"model: a copy of it is needed, which failed ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{name}: a frozen copy of it is needed, which failed ({reason})") from error
 
 
-def _instead(model: nn.Module, own: bool) -> dict[int, Tensor]:
+def _instead(model: nn.Module, own: bool) -> dict[int, Any]:
     """Return what a copy of ``model`` has instead of each tensor, by the tensor's id: the memo of a deep copy."""
 
     def alias(value: Tensor) -> Tensor:
@@ -67,7 +73,14 @@ def _instead(model: nn.Module, own: bool) -> dict[int, Tensor]:
     attributes = chain.from_iterable(vars(part).values() for part in model.modules())
     # results of other weights, as pruning and older weight normalisation keep them, which torch refuses to copy
     results = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
-    return memo | {id(value): value.detach().clone() for value in results}
+    return dict(_unseen(model)) | memo | {id(value): value.detach().clone() for value in results}
+
+
+def _unseen(model: nn.Module) -> Iterator[tuple[int, Any]]:
+    """Yield what a copy has in common with ``model``: the functions of modules whose working cannot be seen."""
+    for part in model.modules():
+        if isinstance(part, UnseenModule):
+            yield from ((id(value), value) for name, value in vars(part).items() if not name.startswith("_"))
 
 
 @contextmanager
