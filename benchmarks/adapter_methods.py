@@ -16,7 +16,7 @@ from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.checkpoints import load_weights
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.data_sets.opening import open_data_set
-from rs_plugins.core.denoised_smoothing import DenoisedClassifier, DnCNN, denoising_objective
+from rs_plugins.core.denoised_smoothing import DENOISING, DenoisedClassifier, DnCNN, denoising_objective
 from rs_plugins.core.training.gaussian import gaussian
 from rs_plugins.core.training.objective import Objective
 
@@ -106,19 +106,15 @@ WAYS: Mapping[str, Way] = {
     "bare": Way(make=clean_trained, trained=False),
     "image": Way(make=adapted, lr=0.05),
     "image-added": Way(make=partial(adapted, combine="add"), lr=0.05),
-    "image-fresh": Way(make=partial(adapted, size="small"), adam=True, lr=0.002),
+    "image-fresh": Way(make=partial(adapted, size="small"), lr=0.1),
     "image-paper": Way(make=partial(adapted, size="small", combine="add", head="fresh"), adam=True, lr=0.001),
     "feature": Way(make=partial(adapted, kind="feature"), adam=True, lr=0.002),
-    "denoised-mse": Way(
-        make=partial(denoised, **SMALL_DENOISER), objective=partial(denoising_objective, "mse"), adam=True, lr=0.002
-    ),
-    "denoised-stability": Way(
-        make=partial(denoised, **SMALL_DENOISER),
-        objective=partial(denoising_objective, "stability"),
-        adam=True,
-        lr=0.002,
-    ),
-    "denoised": Way(make=partial(denoised, **SMALL_DENOISER), adam=True, lr=0.002),
+    **{
+        f"denoised-{name}": Way(
+            make=partial(denoised, **SMALL_DENOISER), objective=partial(denoising_objective, name), adam=True, lr=0.003
+        )
+        for name in DENOISING
+    },
     "fine-tune": Way(make=clean_trained, lr=0.05),
     "scratch": Way(make=untrained, lr=0.1),
     "lora": Way(make=partial(with_lora, rank=8), adam=True, lr=0.002),
