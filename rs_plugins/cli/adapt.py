@@ -111,7 +111,7 @@ def _split_sites(_context: click.Context, _option: click.Parameter, texts: tuple
     *("--out", "out"),
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="The folder to write, with a folder sigma-SIGMA for each: as of train, and certified.tsv, bare.tsv.",
+    help="The folder to write, with a folder in it for each sigma: as of train, and certified.tsv, bare.tsv.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what is there, training and logs.")
 @click.option(
@@ -184,13 +184,13 @@ def _split_sites(_context: click.Context, _option: click.Parameter, texts: tuple
 def adapt(out: Path, quiet: bool, **options: Any) -> None:
     """Make a classifier certifiable by small networks beside it, and certify it with them and without.
 
-    The classifier stays as it is: for each --sigma a certifying adapter is trained (Deng et al. 2024), into DIR/sigma-
-    SIGMA, a folder as rs-plugins train writes it, which holds all weights. Then test images are certified with it, into
-    certified.tsv there, and without it, into bare.tsv, and a table shows both.
+    The classifier stays as it is: for each --sigma a certifying adapter is trained (Deng et al. 2024), into a folder
+    such as DIR/sigma-0.25, which rs-plugins train would write alike and which holds all weights. Then test images are
+    certified with it, into certified.tsv there, and without it, into bare.tsv, and a table shows both.
 
     Stopped at any moment and started again with --resume, the job goes on where it was, in training or certification.
 
-    The folders are models: rs-plugins certify and attack --model DIR/sigma-SIGMA, and rs_plugins.load_trained in
+    The folders are models: rs-plugins certify and attack --model DIR/sigma-0.25, and rs_plugins.load_trained in
     Python. The current folder is on the path, so a network defined in mynets.py there is mynets:FUNCTION. The training
     in Python is rs_plugins.core.certifying_adapters.job.adapt_data_set.
     """
