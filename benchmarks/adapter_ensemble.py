@@ -88,7 +88,7 @@ def trained(run: Run) -> nn.Module:
     """Return the network of a run, training it where that is not done."""
     run.train()
     model = run.network()
-    load_weights(model, run.place.with_suffix(".safetensors"))
+    load_weights(model, run.weights)
     return model.eval().to(run.device)
 
 
@@ -111,7 +111,7 @@ def beside(ensemble: AdapterEnsemble, run: Run) -> list[dict[str, Any]]:
             model,
             test,
             run.sigma,
-            run.folder / f"ensemble-{mode}-{run.place.name}-{run.images}-images-{run.n}-votes.tsv",
+            run.folder / f"ensemble-{mode}-{run.title}-{run.images}-images-{run.n}-votes.tsv",
             plan=OnGrid(radii=grid(run.sigma), n=run.n),
             dtype=torch.bfloat16,
             channels_last=True,

@@ -28,8 +28,8 @@ from rs_plugins.core.training.trained import plain_tensors
 RADII = (0.0, 0.25, 0.5, 0.75)
 GRID_NOTE = """\
 * Certified accuracy in % at each radius, in pixels, and ACR, each ± the standard error over images. Certified by
-  sequential tests on a grid of radii, those of the table and multiples of sigma/8 as far as the votes reach; what
-  counts is the largest of the grid that is certified, so ACR is about sigma/16 lower than by a bound on the same votes.
+  sequential tests on a grid of radii, those of the table and multiples of sigma/2 as far as the votes reach; what
+  counts is the largest of the grid that is certified, so ACR is up to sigma/2 lower than by a bound on the same votes.
 * Computed in bfloat16, trained in mixed precision; it is the classifier in bfloat16 that is certified.
 """
 
@@ -65,11 +65,21 @@ class Run:
     folder: Path
 
     @property
-    def place(self) -> Path:
-        """Where the trained network is kept, without ending."""
+    def title(self) -> str:
+        """What files of the run begin with."""
         if not self.way.trained:
-            return self.folder / f"{self.base}-{self.name}"
-        return self.folder / f"{self.base}-{self.name}-sigma-{self.sigma:g}-{self.budget}-seed-{self.seed}"
+            return f"{self.base}-{self.name}"
+        return f"{self.base}-{self.name}-sigma-{self.sigma:g}-{self.budget}-seed-{self.seed}"
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained network is kept."""
+        return self.folder / f"{self.title}.safetensors"
+
+    @property
+    def spent(self) -> Path:
+        """Where it is kept what its training took; written last."""
+        return self.folder / f"{self.title}.json"
 
     def network(self) -> nn.Module:
         """Return the network before training."""
@@ -78,7 +88,7 @@ class Run:
 
     def train(self) -> None:
         """Train the network, unless that is done."""
-        if not self.way.trained or self.place.with_suffix(".json").exists():
+        if not self.way.trained or self.spent.exists():
             return
         model = self.network()
         spent = train_within(
@@ -88,18 +98,18 @@ class Run:
             device=self.device,
             threads=self.threads,
             seed=self.seed,
-            title=self.place.name,
+            title=self.title,
         )
-        save_file(plain_tensors(model.state_dict()), self.place.with_suffix(".safetensors"))
-        self.place.with_suffix(".json").write_text(json.dumps(vars(spent)))
+        save_file(plain_tensors(model.state_dict()), self.weights)
+        self.spent.write_text(json.dumps(vars(spent)))
 
     def certified(self) -> dict[str, Any]:
         """Return the figures of the run: certify the trained network, unless that is done."""
         model, spent = self.network(), dict[str, float]()
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if self.way.trained else 0
         if self.way.trained:
-            load_weights(model, self.place.with_suffix(".safetensors"))
-            spent = json.loads(self.place.with_suffix(".json").read_text())
+            load_weights(model, self.weights)
+            spent = json.loads(self.spent.read_text())
         test = spaced_images(open_data_set(PLACE), self.images)
 
         def wrong(certificate: Certificate) -> bool:
@@ -111,21 +121,22 @@ class Run:
             model.to(self.device).eval(),
             test,
             self.sigma,
-            self.folder / f"{self.place.name}-certified-{self.sigma:g}-{self.images}-images-{self.n}-votes.tsv",
+            self.folder / f"{self.title}-certified-{self.sigma:g}-{self.images}-images-{self.n}-votes.tsv",
             plan=OnGrid(radii=grid(self.sigma), n=self.n),
+            chunk=128,
             dtype=torch.bfloat16,
             channels_last=True,
             watch=wrong,
             resume=True,
             progress=True,
         )
-        click.echo(f"{self.place.name}: certified in {clock() - start:.0f} s")
+        click.echo(f"{self.title}: certified in {clock() - start:.0f} s")
         return {"sigma": self.sigma, "way": self.name, "trained": trained, **spent, **figures(results)}
 
 
 def grid(sigma: float) -> tuple[float, ...]:
-    """Return the radii of the tables, and multiples of sigma/8 as far as 10,000 votes reach."""
-    return tuple(sorted({*(r for r in RADII if r < 3.1 * sigma), *(sigma * k / 8 for k in range(25))}))
+    """Return the radii of the tables, and multiples of sigma/2 as far as 10,000 votes reach."""
+    return tuple(sorted({*(r for r in RADII if r < 3.1 * sigma), *(sigma * k / 2 for k in range(7))}))
 
 
 def figures(results: Results) -> dict[str, Any]:
