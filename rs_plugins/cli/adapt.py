@@ -153,12 +153,12 @@ def _split_sites(_context: click.Context, _option: click.Parameter, texts: tuple
     help="As in rs-plugins train, such as smoothadv:attack=ddn,eps=0.5,samples=2.",
 )
 @click.option("--epochs", type=int, help="Passes over the data.  [20]")
-@click.option("--batch-size", type=int, help="Images per batch.  [256]")
+@click.option("--batch-size", type=int, help="Images per batch.  [64]")
 @click.option("--parts", type=int, help="Cut a batch into so many, a step each.  [1]")
-@click.option("--optimizer", "algorithm", type=click.Choice(["sgd", "adam", "adamw"]), help="[adam]")
-@click.option("--lr", type=float, help="Learning rate.  [0.001]")
+@click.option("--optimizer", "algorithm", type=click.Choice(["sgd", "adam", "adamw"]), help="[sgd; token: adam]")
+@click.option("--lr", type=float, help="Learning rate.  [0.02; token: 0.001]")
 @click.option("--schedule", type=click.Choice(["step", "cosine"]), help="How the learning rate falls.  [cosine]")
-@click.option("--weight-decay", type=float, help="Weight decay.  [0]")
+@click.option("--weight-decay", type=float, help="Weight decay.  [0.0005; token: 0]")
 @click.option("--augment/--no-augment", default=None, help="Crop and flip images at random.  [no-augment]")
 @click.option(
     "--certify-images",
@@ -212,7 +212,8 @@ def _run(out: Path, quiet: bool, done: list[str], **options: Any) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise InputError("adapt: expected one process, got several by torchrun; adapt_data_set trains with them")
     options["device"] = check_device(options["device"] or default_device())
-    design, recipes = _design(options), [_recipe(sigma, options) for sigma in options["sigmas"]]
+    design = _design(options)
+    recipes = [_recipe(sigma, design, options) for sigma in options["sigmas"]]
     count, plan = check_count(options["certify_images"], "certify_images", least=0), FixedBudget(**_votes(options))
     _check_folder(out, options)
     find_modules_here()
@@ -245,13 +246,13 @@ def _design(options: Mapping[str, Any]) -> "AdapterDesign":
     return AdapterDesign(**{name: options[name] for name in _DESIGN if options[name] is not None})
 
 
-def _recipe(sigma: float, options: Mapping[str, Any]) -> "Recipe":
+def _recipe(sigma: float, design: "AdapterDesign", options: Mapping[str, Any]) -> "Recipe":
     from rs_plugins.cli.recipes import parse_method
     from rs_plugins.core.certifying_adapters.job import default_recipe
 
     method, its = parse_method(options["method"])
     changes = {name: options[name] for name in _CHANGES if options[name] is not None}
-    return default_recipe(sigma).changed(method=method, options=MappingProxyType(its), **changes)
+    return default_recipe(sigma, kind=design.kind).changed(method=method, options=MappingProxyType(its), **changes)
 
 
 def _folder(out: Path, sigma: float) -> Path:

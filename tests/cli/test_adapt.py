@@ -242,7 +242,7 @@ def call(monkeypatch, folder):
         ("--batch-size 5", "recipe", "batch_size", 5),
         ("--parts 2", "recipe", "parts", 2),
         ("--lr 0.2", "recipe", "lr", 0.2),
-        ("--optimizer sgd", "recipe", "algorithm", "sgd"),
+        ("--optimizer adamw", "recipe", "algorithm", "adamw"),
         ("--schedule step", "recipe", "schedule", "step"),
         ("--weight-decay 0.01", "recipe", "weight_decay", 0.01),
         ("--augment", "recipe", "augment", True),
@@ -376,9 +376,12 @@ def test_help_says_the_defaults_and_loads_neither_torch_nor_numpy():
     assert "Example: rs-plugins adapt --model" in text
     helps = {option.name: option for option in adapt.adapt.params}
     recipe, design = default_recipe(0.5), AdapterDesign()
-    for name in ("epochs", "batch_size", "parts", "algorithm", "lr", "schedule"):
+    for name in ("epochs", "batch_size", "parts", "schedule"):
         assert helps[name].help.endswith(f"[{getattr(recipe, name)}]")
-    assert helps["weight_decay"].help.endswith(f"[{recipe.weight_decay:g}]")
+    token = default_recipe(0.5, kind="token")
+    for name in ("algorithm", "lr", "weight_decay"):
+        both = (str(getattr(one, name)).removesuffix(".0") for one in (recipe, token))
+        assert helps[name].help.endswith("[{}; token: {}]".format(*both))
     assert recipe.augment is False
     for name in ("kind", "size", "head"):
         assert helps[name].help.endswith(f"[{getattr(design, name)}]")

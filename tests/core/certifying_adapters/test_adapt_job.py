@@ -198,8 +198,10 @@ def test_any_method_trains_it(tmp_path, method):
 
 def test_the_default_recipe():
     recipe = default_recipe(0.5)
-    assert (recipe.method, recipe.sigma, recipe.batch_size, recipe.augment) == ("gaussian", 0.5, 256, False)
-    assert (recipe.algorithm, recipe.lr, recipe.schedule, recipe.weight_decay) == ("adam", 1e-3, "cosine", 0)
+    assert (recipe.method, recipe.sigma, recipe.batch_size, recipe.augment) == ("gaussian", 0.5, 64, False)
+    assert (recipe.algorithm, recipe.lr, recipe.schedule, recipe.weight_decay) == ("sgd", 0.02, "cosine", 5e-4)
+    token = default_recipe(0.5, kind="token")
+    assert (token.algorithm, token.lr, token.schedule, token.weight_decay) == ("adam", 1e-3, "cosine", 0)
     assert default_recipe(0.5, 7) == recipe.changed(epochs=7)
 
 
