@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from rs_plugins.core.black_box import BlackBox as BlackBox
     from rs_plugins.core.certification import Certificate as Certificate
     from rs_plugins.core.certification import certify as certify
+    from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier as AdaptedClassifier
+    from rs_plugins.core.certifying_adapters.design import AdapterDesign as AdapterDesign
+    from rs_plugins.core.certifying_adapters.design import adapt as adapt
+    from rs_plugins.core.certifying_adapters.ensemble import AdapterEnsemble as AdapterEnsemble
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
     from rs_plugins.core.plans.anytime import Anytime as Anytime
     from rs_plugins.core.plans.at_radius import AtRadius as AtRadius
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
     from rs_plugins.core.training.trained import load_trained as load_trained
     from rs_plugins_art.black_box import SmoothedBlackBox as SmoothedBlackBox
+    from rs_plugins_art.certifying_adapter import CertifyingAdapterClassifier as CertifyingAdapterClassifier
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
     from rs_plugins_art.trainers import ConsistencyTrainer as ConsistencyTrainer
     from rs_plugins_art.trainers import GaussianTrainer as GaussianTrainer
@@ -36,10 +41,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdaptedClassifier": "rs_plugins.core.certifying_adapters.adapted",
+    "AdapterDesign": "rs_plugins.core.certifying_adapters.design",
+    "AdapterEnsemble": "rs_plugins.core.certifying_adapters.ensemble",
     "Anytime": "rs_plugins.core.plans.anytime",
     "AtRadius": "rs_plugins.core.plans.at_radius",
     "BlackBox": "rs_plugins.core.black_box",
     "Certificate": "rs_plugins.core.certification",
+    "CertifyingAdapterClassifier": "rs_plugins_art.certifying_adapter",
     "ConsistencyTrainer": "rs_plugins_art.trainers",
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianNoise": "rs_plugins.core.noise",
@@ -57,6 +66,7 @@ _HOME = {
     "StabilityTrainer": "rs_plugins_art.trainers",
     "activate": "rs_plugins.activation",
     "activated": "rs_plugins.activation",
+    "adapt": "rs_plugins.core.certifying_adapters.design",
     "certify": "rs_plugins.core.certification",
     "deactivate": "rs_plugins.activation",
     "evaluate_attack": "rs_plugins.core.attack_evaluation",

@@ -490,6 +490,7 @@ with rs_plugins.activated():
         art.estimators.certification.randomized_smoothing.SmoothedClassifier,
     }
     assert classes == {rs_plugins.SmoothedClassifier}
+    assert art.estimators.classification.CertifyingAdapterClassifier is rs_plugins.CertifyingAdapterClassifier
 assert not hasattr(art.estimators.classification, "SmoothedClassifier")
 """
 

@@ -46,6 +46,10 @@ SCRIPTS = {
         [],
         "ImportError: cannot import name 'SmoothedClassifier' from 'art.estimators.classification'",
     ),
+    "art_certifying_adapter.py": (
+        [],
+        "AttributeError: module 'art.estimators.classification' has no attribute 'CertifyingAdapterClassifier'",
+    ),
     "art_certification.py": ([], "module 'art.estimators.certification' has no attribute 'SmoothedClassifier'"),
     "art_randomized_smoothing.py": ([], "ImportError: cannot import name 'SmoothedClassifier'"),
 }

@@ -3,6 +3,7 @@
 from rs_plugins.hookspecs import Component, Export, hookimpl
 
 _CLASSIFIER = "rs_plugins_art.classifier:SmoothedClassifier"
+_ADAPTED = "rs_plugins_art.certifying_adapter:CertifyingAdapterClassifier"
 _BLACK_BOX = "rs_plugins_art.black_box:SmoothedBlackBox"
 _ATTACKS = {name: f"rs_plugins_art.attacks:{name}" for name in ("SmoothAdvPGD", "SmoothAdvLinfPGD", "SmoothAdvDDN")}
 _TRAINERS = {
@@ -21,6 +22,7 @@ def rs_plugins_components() -> list[Component]:
     """Name the ART estimators, attacks and trainers."""
     return [
         Component("estimator", "art.SmoothedClassifier", _CLASSIFIER),
+        Component("estimator", "art.CertifyingAdapterClassifier", _ADAPTED),
         Component("estimator", "art.SmoothedBlackBox", _BLACK_BOX),
         *(Component("attack", f"art.{name}", target) for name, target in _ATTACKS.items()),
         *(Component("trainer", f"art.{name}", target) for name, target in _TRAINERS.items()),
@@ -32,6 +34,7 @@ def rs_plugins_exports() -> list[Export]:
     """Place them where ART's users look for such names."""
     return [
         *(Export(host, "SmoothedClassifier", _CLASSIFIER) for host in _ESTIMATORS),
+        *(Export(host, "CertifyingAdapterClassifier", _ADAPTED) for host in _ESTIMATORS),
         *(Export(host, "SmoothedBlackBox", _BLACK_BOX) for host in _ESTIMATORS),
         *(Export("art.attacks.evasion", name, target) for name, target in _ATTACKS.items()),
         *(Export("art.defences.trainer", name, target) for name, target in _TRAINERS.items()),

@@ -128,12 +128,11 @@ def test_the_real_thing():
     ours = {f"{export['host']}.{export['name']}": export["state"] for export in data["exports"]}
     assert ours == dict.fromkeys(
         [
-            "art.estimators.classification.SmoothedClassifier",
-            "art.estimators.certification.SmoothedClassifier",
-            "art.estimators.certification.randomized_smoothing.SmoothedClassifier",
-            "art.estimators.classification.SmoothedBlackBox",
-            "art.estimators.certification.SmoothedBlackBox",
-            "art.estimators.certification.randomized_smoothing.SmoothedBlackBox",
+            *(
+                f"art.estimators.{host}.{name}"
+                for host in ("classification", "certification", "certification.randomized_smoothing")
+                for name in ("SmoothedClassifier", "SmoothedBlackBox", "CertifyingAdapterClassifier")
+            ),
             *(f"art.attacks.evasion.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
             *(
                 f"art.defences.trainer.{method}Trainer"
