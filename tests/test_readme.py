@@ -21,9 +21,12 @@ def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     attacked = lines.index(next(line for line in lines if line.startswith("turned by")))
     assert attacked == 2 + 20
-    table = lines[attacked + 1 : -24]
+    table = lines[attacked + 1 : -26]
     assert any(line.startswith("attack success") for line in table)
     assert [line.split()[0] for line in table[1:5]] == ["correct", "abstained", "wrong", "mean"]
+    bare, adapted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[-26:-24])
+    assert lines[-26].startswith("bare: right and certified at 0.5")
+    assert adapted >= bare + 5
     lines = [*lines[:attacked], *lines[-24:]]
     proved, resisted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[:2])
     assert 40 <= proved <= resisted + 40 <= 140

@@ -251,7 +251,9 @@ def _adapted(
                 raise InputError(f"{name}: expected None, as the model has a certifying adapter, got {value!r}")
         return (copy.deepcopy(model) if copied else model), None
     if shape is None:
-        raise InputError("input_shape: expected the shape of an image, such as (3, 32, 32): the certifying adapter's")
+        raise InputError(
+            "input_shape: expected that of an image, such as (3, 32, 32), which the adapter is for, got none"
+        )
     design = AdapterDesign() if design is None else design
     sizes = tuple(check_count(size, "input_shape") for size in shape)
     return adapt(model, sizes, design, feature_fn=feature_fn, seed=seed, copied=copied), design
