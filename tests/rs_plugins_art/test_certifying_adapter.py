@@ -151,7 +151,7 @@ class Smoothed(SmoothedModel):
 
 
 REFUSED = {
-    "no shape": ({"input_shape": None}, r"input_shape: expected the shape of an image, such as \(3, 32, 32\)"),
+    "no shape": ({"input_shape": None}, r"input_shape: expected that of an image, such as \(3, 32, 32\)"),
     "shape": ({"input_shape": (2, 0, 6)}, "input_shape: expected an integer >= 1, got 0"),
     "sigma": ({"sigma": None}, "sigma: expected the standard deviation of the noise in pixels"),
     "design": ({"design": "image"}, "design: expected an AdapterDesign or None, got 'image'"),
