@@ -7,6 +7,7 @@ from torch import nn
 from rs_plugins.core.architectures.lenet import lenet
 from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.architectures.normalise import Normalise
+from rs_plugins.core.certification import certify
 from rs_plugins.core.certifying_adapters.backbones import ImageBackbone
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.certifying_adapters.modules import (
@@ -15,6 +16,9 @@ from rs_plugins.core.certifying_adapters.modules import (
     TokenCertifyingAdapter,
 )
 from rs_plugins.core.models import evaluating
+from rs_plugins.core.plans.fixed_budget import FixedBudget
+from rs_plugins.core.training.gaussian import gaussian
+from rs_plugins.core.training.loop import train
 from rs_plugins.errors import InputError, ModelError
 
 SHAPE = (3, 16, 16)
@@ -171,6 +175,29 @@ def test_a_transformer_is_trained_inside_and_its_own_weights_are_not():
         optimizer.step()
     assert all(parameter.grad.any() for parameter in adapted.adapter.bottlenecks[0].parameters())
     assert adapted.extractor_fingerprint() == before
+
+
+@pytest.mark.parametrize("kind", ["image", "feature", "token"])
+def test_a_vision_transformer_of_timm_goes_the_same_way(kind):
+    try:
+        from timm.models.vision_transformer import VisionTransformer
+    except Exception as error:  # compiled parts of torchvision, which it needs, may not fit
+        pytest.skip(f"timm is not here, or does not import ({type(error).__name__})")
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=16, patch_size=4, embed_dim=12, depth=2, num_heads=2, num_classes=4).eval()
+    adapted = adapt(model, SHAPE, AdapterDesign(kind=kind))
+    torch.testing.assert_close(adapted.eval()(images()), model(images()))
+    if kind == "token":
+        assert adapted.adapter.sites == ("blocks.0", "blocks.1")
+    before = adapted.extractor_fingerprint()
+    optimizer = torch.optim.Adam(adapted.trainable_parameters(), lr=0.01)
+    losses = train(
+        adapted, images(16), torch.arange(16) % 4, gaussian(0.25), optimizer=optimizer, epochs=5, batch_size=8
+    )
+    assert losses[-1] < losses[0]
+    assert adapted.extractor_fingerprint() == before
+    (certificate,) = certify(adapted.eval(), images(1), 0.25, plan=FixedBudget(n0=10, n=100))
+    assert certificate.n == 100
 
 
 def test_features_by_a_function_get_a_fresh_head(resnet):
