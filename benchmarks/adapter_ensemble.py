@@ -15,7 +15,7 @@ import click
 import numpy as np
 import torch
 from adapter_methods import PLACE, WAYS
-from adapter_runs import GRID_NOTE, RADII, Run, cells, figures, grid, table
+from adapter_runs import GRID_NOTE, RADII, Run, cells, figures, grid, run_options, table
 from budgeted_training import Budget
 from machine import Clock, environment
 from torch import Tensor, nn
@@ -29,7 +29,6 @@ from rs_plugins.core.job import certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
 
-HERE = Path(__file__).parent
 SIGMAS = (0.12, 0.25, 0.5)
 NOTES = """\
 * Difference in ACR from *select* at that sigma, image by image, ± its standard error.
@@ -39,18 +38,9 @@ NOTES = """\
 
 
 @click.command(help=__doc__)
-@click.option("--base", type=click.Choice(["resnet20", "resnet56"]), default="resnet20", show_default=True)
-@click.option("--budget", type=float, default=100_000, show_default=True)
-@click.option("--unit", type=click.Choice(["images", "seconds"]), default="images", show_default=True)
-@click.option("--images", type=int, default=200, show_default=True, help="Test images to certify.")
-@click.option("--n", type=int, default=10_000, show_default=True, help="The most votes an image.")
 @click.option("--check", type=int, default=10, show_default=True, help="Images on which counts are compared.")
 @click.option("--rounds", type=int, default=7, show_default=True, help="Of the measurement of times.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), default=HERE / "cache" / "adapters", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Without ending; a table and its figures.")
+@run_options(budget=100_000, images=200)
 def main(
     budget: float, unit: str, out: Path | None, folder: Path, check: int, rounds: int, images: int, **how: Any
 ) -> None:

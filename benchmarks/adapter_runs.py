@@ -1,7 +1,7 @@
 """Training within a budget and certification, kept in a folder: stopped at any moment, the same call goes on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,31 @@ GRID_NOTE = """\
   counts is the largest of the grid that is certified, so ACR is up to sigma/2 lower than by a bound on the same votes.
 * Computed in bfloat16, trained in mixed precision; it is the classifier in bfloat16 that is certified.
 """
+
+
+def run_options(*, budget: float, images: int) -> Callable[[Any], Any]:
+    """Return what gives a command the options of its runs, with these defaults."""
+    shown: dict[str, Any] = {"show_default": True}
+    path = click.Path(path_type=Path)
+    options = [
+        click.option("--base", type=click.Choice(["resnet20", "resnet56"]), default="resnet20", **shown),
+        click.option("--budget", type=float, default=budget, help="Of a training.", **shown),
+        click.option("--unit", type=click.Choice(["images", "seconds"]), default="images", **shown),
+        click.option("--images", type=int, default=images, help="Test images to certify.", **shown),
+        click.option("--n", type=int, default=10_000, help="The most votes an image.", **shown),
+        click.option("--seed", type=int, default=0, **shown),
+        click.option("--device", default="cpu", **shown),
+        click.option("--threads", type=int, default=1, **shown),
+        click.option("--folder", type=path, default=Path(__file__).parent / "cache" / "adapters", **shown),
+        click.option("--out", type=path, help="Without ending; a table and its figures."),
+    ]
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import torch
 from adapter_methods import SHAPE, Way, adapted, clean_trained
-from adapter_runs import GRID_NOTE, RADII, Run, cells, table
+from adapter_runs import GRID_NOTE, RADII, Run, cells, run_options, table
 from budgeted_training import Budget
 from machine import Clock, environment
 from torch import nn
@@ -25,25 +25,14 @@ from rs_plugins.core.certifying_adapters.backbones import ImageBackbone
 from rs_plugins.core.certifying_adapters.features import split_features
 from rs_plugins.core.certifying_adapters.modules import ImageCertifyingAdapter
 
-HERE = Path(__file__).parent
-
 
 @click.command(help=__doc__)
-@click.option("--base", type=click.Choice(["resnet20", "resnet56"]), default="resnet20", show_default=True)
 @click.option("--sigma", type=float, default=0.25, show_default=True)
 @click.option("--widths", default="8,16,32", show_default=True, help="Channels of the first stage.")
 @click.option("--blocks", default="1,2", show_default=True, help="In each of four stages.")
 @click.option("--rates", default="0.0005,0.002,0.008", show_default=True, help="Highest learning rates of AdamW.")
 @click.option("--copy-rates", default="0.02,0.05,0.1", show_default=True, help="The same of SGD, for the copy.")
-@click.option("--budget", type=float, default=50_000, show_default=True)
-@click.option("--unit", type=click.Choice(["images", "seconds"]), default="images", show_default=True)
-@click.option("--images", type=int, default=200, show_default=True, help="Test images to certify.")
-@click.option("--n", type=int, default=10_000, show_default=True, help="The most votes an image.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), default=HERE / "cache" / "adapters", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Without ending; a table and its figures.")
+@run_options(budget=50_000, images=200)
 def main(
     widths: str,
     blocks: str,

@@ -14,11 +14,11 @@ import click
 import numpy as np
 import torch
 from adapter_methods import WAYS, clean_trained
-from adapter_runs import GRID_NOTE, RADII, Run, cells, table
+from adapter_runs import GRID_NOTE, RADII, Run, cells, run_options, table
 from budgeted_training import Budget
 from machine import Clock, environment
 
-HERE = Path(__file__).parent
+DEFAULT = [name for name in WAYS if name != "lora"]
 NOTES = """\
 * Beside fine-tuning: difference in ACR from the row "fine-tune" of that sigma, image by image, ± its standard error.
 * Trained: parameters that are trained, and their number as a share of those of the clean-trained network.
@@ -27,18 +27,9 @@ NOTES = """\
 
 
 @click.command(help=__doc__)
-@click.option("--base", type=click.Choice(["resnet20", "resnet56"]), default="resnet20", show_default=True)
 @click.option("--sigma", "sigmas", type=float, multiple=True, default=(0.12, 0.25, 0.5), show_default=True)
-@click.option("--ways", default=",".join(WAYS), show_default=True, help="Names with commas between.")
-@click.option("--budget", type=float, default=100_000, show_default=True)
-@click.option("--unit", type=click.Choice(["images", "seconds"]), default="images", show_default=True)
-@click.option("--images", type=int, default=500, show_default=True, help="Test images to certify.")
-@click.option("--n", type=int, default=10_000, show_default=True, help="The most votes an image.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), default=HERE / "cache" / "adapters", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Without ending; a table and its figures.")
+@click.option("--ways", default=",".join(DEFAULT), show_default=True, help="With commas between; also lora, by peft.")
+@run_options(budget=100_000, images=500)
 def main(
     sigmas: Sequence[float], ways: str, budget: float, unit: str, out: Path | None, folder: Path, **how: Any
 ) -> None:

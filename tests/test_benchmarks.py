@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from rs_plugins.core.training.gaussian import gaussian
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -38,3 +40,32 @@ def test_the_floor_of_a_training_step_makes_the_passes_of_the_step_itself(method
     assert lean == own
     assert sum(each.images for each in own) == inputs
     assert sum(each.backward for each in own) == backward
+
+
+def test_training_within_a_budget_sees_its_images_and_ends_with_a_learning_rate_of_0(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    budgeted = importlib.import_module("budgeted_training")
+    x, y = torch.rand(300, 3, 4, 4), torch.arange(300) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    rates = []
+    monkeypatch.setattr(budgeted, "_set", lambda optimizer, lr: rates.append(lr))
+    budget = budgeted.Budget(1000, "images")
+    spent = budgeted.train_within(budget, model, x, y, gaussian(0.1), adam=False, lr=0.5)
+    assert 1000 <= spent.images < 1000 + budgeted.BATCH_SIZE
+    assert (rates[0], max(rates)) == (0.0, pytest.approx(0.5, rel=0.05))
+    assert rates[-1] < 0.05
+    assert [budgeted.learning_rate(share) for share in (0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.5, 1, 0.5, 0])
+    seconds = budgeted.Budget(0.2, "seconds")
+    assert budgeted.train_within(seconds, model, x, y, gaussian(0.1), adam=True, lr=0.01).seconds >= 0.2
+
+
+@pytest.mark.parametrize(("way", "trained"), [("image", 273_946), ("feature", 4_906), ("denoised-mse", 38_880)])
+def test_the_ways_to_a_certified_classifier_train_what_they_say_and_begin_as_the_clean_one(way, trained, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    methods = importlib.import_module("adapter_methods")
+    if not methods.MODELS.is_dir():
+        pytest.skip("the pretrained networks are not beside the project")
+    model, clean = methods.WAYS[way].make("resnet20").eval(), methods.clean_trained("resnet20")
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(x), clean(x))
