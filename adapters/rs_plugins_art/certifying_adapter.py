@@ -18,8 +18,8 @@ from rs_plugins.core.models import check_noiseless
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.streams import fresh_seed
 from rs_plugins.errors import InputError, ModelError
-from rs_plugins_art.classifier import _SAVED, SmoothedClassifier
-from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
+from rs_plugins_art.classifier import SmoothedClassifier, saved_settings
+from rs_plugins_art.files import load_weights, stem
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -157,20 +157,9 @@ class CertifyingAdapterClassifier(SmoothedClassifier):
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
-    def save(self, filename: str, path: str | None = None) -> None:
-        """Write ``<filename>.safetensors``, weights and settings, and ``<filename>.optimizer.pt`` if there is one.
-
-        The weights are those of the extractor, too.
-
-        Args:
-            filename: Name without ending.
-            path: Folder; ART's data folder if not given.
-        """
-        settings = {name: value for name, value in self.get_params().items() if name in _SAVED}
-        settings |= {"family": self.family(self.sigma).name, "clip_values": self._clip_values is not None}
-        settings |= {"fits": self._fits, "adam": _is_adam(self._optimizer, self._adapted)}
-        settings |= {"design": None if self._design is None else self._design.plain()}
-        save_classifier(stem(filename, path), self.base_model, settings, self._optimizer)
+    def _settings(self) -> dict[str, Any]:
+        design = None if self._design is None else self._design.plain()
+        return {**super()._settings(), "adam": _is_adam(self._optimizer, self._adapted), "design": design}
 
     @classmethod
     def load(
@@ -202,15 +191,11 @@ class CertifyingAdapterClassifier(SmoothedClassifier):
             ModelError: If ``model`` has another architecture than the one saved.
         """
         where = stem(filename, path)
-        settings = read_settings(where)
+        settings = saved_settings(where, family)
         if "design" not in settings:
-            raise InputError(f"filename: expected a file of {cls.__name__}, got one that SmoothedClassifier.load reads")
+            raise InputError(f"filename: expected a file of {cls.__name__}, got one of SmoothedClassifier")
         design, fits, adam = (settings.pop(name) for name in ("design", "fits", "adam"))
         made = None if design is None or isinstance(model, AdaptedClassifier) else AdapterDesign(**design)
-        settings["clip_values"] = (0.0, 1.0) if settings["clip_values"] else None
-        saved, given = settings.pop("family"), family(settings["sigma"]).name
-        if saved != given:
-            raise InputError(f"family: expected the noise family {saved!r} that was saved, got {given!r}")
         settings |= {"optimizer": optimizer, "family": family, "device_type": device_type}
         classifier = cls(model, design=made, feature_fn=feature_fn, copied=True, **settings)
         if optimizer is None and not adam:

@@ -1,6 +1,7 @@
 """The smoothed classifier as an ART estimator."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -288,10 +289,13 @@ class SmoothedClassifier(SmoothedGradients):
             filename: Name without ending.
             path: Folder; ART's data folder if not given.
         """
+        save_classifier(stem(filename, path), self.base_model, self._settings(), self._optimizer)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what is saved beside the weights."""
         settings = {name: value for name, value in self.get_params().items() if name in _SAVED}
         settings |= {"family": self.family(self.sigma).name, "clip_values": self._clip_values is not None}
-        settings |= {"fits": self._fits}  # so that a loaded classifier goes on with new noise
-        save_classifier(stem(filename, path), self.base_model, settings, self._optimizer)
+        return settings | {"fits": self._fits}  # so that a loaded classifier goes on with new noise
 
     @classmethod
     def load(
@@ -315,17 +319,29 @@ class SmoothedClassifier(SmoothedGradients):
             device_type: Only needed for a model without parameters.
 
         Raises:
-            InputError: If a file is missing, of another program, or of another noise family.
+            InputError: If a file is missing, of another program, class or noise family.
             ModelError: If ``model`` has another architecture than the one saved.
         """
         where = stem(filename, path)
-        settings = read_settings(where)
-        settings["clip_values"] = (0.0, 1.0) if settings["clip_values"] else None
-        saved, given = settings.pop("family"), family(settings["sigma"]).name
-        if saved != given:
-            raise InputError(f"family: expected the noise family {saved!r} that was saved, got {given!r}")
+        settings = saved_settings(where, family)
+        if "design" in settings:
+            raise InputError("filename: expected a file of SmoothedClassifier, got one of CertifyingAdapterClassifier")
         fits = settings.pop("fits", 0)
         load_weights(where, model, optimizer)
         classifier = cls(model, optimizer=optimizer, family=family, device_type=device_type, **settings)
         classifier._fits = fits
         return classifier
+
+
+def saved_settings(where: Path, family: Family) -> dict[str, Any]:
+    """Return the settings that were saved at ``where``, as the constructor takes them, but for the noise family.
+
+    Raises:
+        InputError: If a file is missing, of another program, or of another noise family.
+    """
+    settings = read_settings(where)
+    settings["clip_values"] = (0.0, 1.0) if settings["clip_values"] else None
+    saved, given = settings.pop("family"), family(settings["sigma"]).name
+    if saved != given:
+        raise InputError(f"family: expected the noise family {saved!r} that was saved, got {given!r}")
+    return settings

@@ -581,9 +581,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         load("model", folder, model=mlp(), family=Laplace)
     SmoothedClassifier(cnn(), 0.25).save("bare", folder)
     with pytest.raises(
-        InputError, match="expected a file of CertifyingAdapterClassifier, got one that SmoothedClassif"
+        InputError, match="expected a file of CertifyingAdapterClassifier, got one of SmoothedClassifier"
     ):
         load("bare", folder, model=cnn())
+    with pytest.raises(InputError, match="expected a file of SmoothedClassifier, got one of CertifyingAdapterClass"):
+        SmoothedClassifier.load("model", folder, model=cnn(), family=Laplace)
 
 
 def test_it_is_found_by_name():
