@@ -30,8 +30,8 @@ from rs_plugins.core.certifying_adapters.modules import ImageCertifyingAdapter
 @click.option("--sigma", type=float, default=0.25, show_default=True)
 @click.option("--widths", default="8,16,32", show_default=True, help="Channels of the first stage.")
 @click.option("--blocks", default="1,2", show_default=True, help="In each of four stages.")
-@click.option("--rates", default="0.0005,0.002,0.008", show_default=True, help="Highest learning rates of AdamW.")
-@click.option("--copy-rates", default="0.02,0.05,0.1", show_default=True, help="The same of SGD, for the copy.")
+@click.option("--rates", default="0.03,0.1", show_default=True, help="Highest learning rates of SGD.")
+@click.option("--copy-rates", default="0.02,0.05,0.1", show_default=True, help="The same for the copy.")
 @run_options(budget=50_000, images=200)
 def main(
     widths: str,
@@ -47,9 +47,7 @@ def main(
     torch.set_num_threads(how["threads"])
     folder.mkdir(parents=True, exist_ok=True)
     ways = {
-        f"width {width}, blocks {count}, rate {rate:g}": Way(
-            make=partial(fresh, width=width, blocks=count), adam=True, lr=rate
-        )
+        f"width {width}, blocks {count}, rate {rate:g}": Way(make=partial(fresh, width=width, blocks=count), lr=rate)
         for width, count, rate in product(numbers(widths, int), numbers(blocks, int), numbers(rates, float))
     }
     ways |= {f"copy, rate {rate:g}": Way(make=adapted, lr=rate) for rate in numbers(copy_rates, float)}
