@@ -21,7 +21,7 @@ demo: $(VENV)/.ready ## train, attack and certify on handwritten digits: a table
 	$(BIN)/rs-plugins demo
 
 test: $(VENV)/.ready ## the tests that take minutes, not hours
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.ready ## the tests marked slow
 	$(BIN)/python -m pytest -m slow

@@ -81,7 +81,7 @@ def test_an_exception_in_a_target_function_leaves_the_model_as_it_was(cnn, x, y,
         ({"model_training": True, "dropout_training": True}, {"model", "dropout"}),
         ({"model_training": True, "batchnorm_training": True}, {"model", "batchnorm"}),
     ],
-    ids=str,
+    ids=["none", "dropout alone", "model", "dropout", "batchnorm"],
 )
 @pytest.mark.filterwarnings("ignore:batchnorm_training=True.*:rs_plugins.errors.RSPluginsWarning")  # tested below
 def test_the_training_flags_hold_during_the_attack_only(cnn, x, y, mode, flags, trained):

@@ -282,7 +282,7 @@ def test_no_number_ends_it_with_the_last_good_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [{"seed": 1}, {"extra": OTHER}, {"precision": "bf16-mixed"}],
-    ids=repr,
+    ids=["seed", "extra", "precision"],
 )
 def test_options_that_change_the_weights(tmp_path, options):
     usual, _ = train(tmp_path / "usual")
