@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,9 +22,10 @@ from rs_plugins.core.checks import check_count, check_flag, check_seed
 from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.models import device_and_dtype, evaluating, probe
 from rs_plugins.core.streams import stream
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, ModelError
 
 Kind = Literal["image", "feature", "token"]
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 COPY = "copy"  # the size of a backbone that begins as the extractor
 
 
@@ -35,7 +37,8 @@ class AdapterDesign:
         kind: ``"image"``: a network beside the extractor that reads the image (Deng et al. 2024); ``"feature"``: a
             bottleneck on its features; ``"token"``: bottlenecks inside a transformer.
         size: Of the network of kind ``"image"``: ``"copy"``, a copy of the extractor that is trained on from its
-            weights; or with initial weights ``"tiny"``, ``"small"``, ``"medium"``, ``"paper"`` (a ResNet-18).
+            weights, all of them; or with initial weights ``"tiny"``, ``"small"``, ``"medium"``, ``"paper"``, a
+            ResNet-18.
         hidden: Width of the bottlenecks; None: half of the features, or 64 in a transformer.
         sites: Names of a transformer's blocks that get a bottleneck; empty: all modules in its longest list of blocks.
         combine: ``"add"`` or ``"gated"``, as `AdaptedClassifier` explains; None: gated, but in a transformer.
@@ -103,7 +106,7 @@ def adapt(
     Raises:
         InputError: If the layer that gives the logits is not found, the model does not fit the design, or a setting has
             an impossible value.
-        ModelError: If the model cannot be run on images of ``shape``.
+        ModelError: If the model cannot be run on images of ``shape``, or does more than its extractor and its head.
     """
     design = AdapterDesign() if design is None else design
     check_flag(copied, "copied")
@@ -119,17 +122,46 @@ def adapt(
     with global_randomness(stream(check_seed(seed), "certifying adapter").initial_seed()):
         adapter = _adapter(design, split, example).to(device, dtype)
         head = _head(design, split, classes).to(device, dtype)
-    return AdaptedClassifier(
+    adapted = AdaptedClassifier(
         *(split.extractor, adapter, head),
         normalise=copy.deepcopy(normalise),
         combine=design.combine or "add",
         freeze_head=design.head == "frozen",
     )
+    if head is split.head:
+        _check_beginning(adapted, model, torch.full((1, *shape), 0.5, device=device, dtype=dtype))
+    return adapted
+
+
+def _check_beginning(adapted: AdaptedClassifier, model: nn.Module, grey: Tensor) -> None:
+    """Compare the logits of ``adapted`` with those of ``model``, but for rounding, on ``grey`` and on random pixels.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    source = stream(0, "beginning of an adapted classifier")
+    pixels = torch.rand(grey.shape, generator=source, dtype=torch.float64)
+    images = torch.cat([grey, pixels.to(grey.device, grey.dtype)])
+    with evaluating(model), evaluating(adapted), torch.no_grad():
+        expected, got = model(images), adapted(images)
+    scale = max(1.0, float(expected.abs().max()))
+    if not torch.allclose(got, expected, rtol=0, atol=scale * _ROUNDING[grey.dtype]):
+        far = float((got - expected).abs().max())
+        raise ModelError(
+            f"model: with a certifying adapter that does nothing yet its logits differ by {far:.3g}; something in it "
+            "belongs neither to the extractor nor to the head"
+        )
 
 
 def _without_normalisation(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
-    """Return the normalisation that comes first in ``model``, or None, and the rest."""
-    if not (isinstance(model, nn.Sequential) and len(model) > 1 and isinstance(model[0], Normalise)):
+    """Return the normalisation that comes first in ``model``, or None, and the rest.
+
+    A Sequential that does anything else than to call its parts is left whole.
+    """
+    if not isinstance(model, nn.Sequential) or len(model) < 2 or not isinstance(model[0], Normalise):
+        return None, model
+    hooked = any(value for name, value in vars(model).items() if "hooks" in name)
+    if type(model) is not nn.Sequential or "forward" in vars(model) or hooked:
         return None, model
     return model[0], model[1] if len(model) == 2 else model[1:]
 
@@ -153,12 +185,17 @@ def _adapter(design: AdapterDesign, split: FeatureSplit, example: Tensor) -> Cer
         return ImageCertifyingAdapter(backbone, features, backbone_dim=backbone.features)
     sites = design.sites or _blocks(split.extractor)
     hidden = 64 if design.hidden is None else design.hidden
-    return TokenCertifyingAdapter(sites, _token_width(split.extractor, sites[0], example), features, hidden=hidden)
+    return TokenCertifyingAdapter(sites, _token_width(split.extractor, sites, example), features, hidden=hidden)
 
 
 def _trainable_copy(extractor: nn.Module) -> nn.Module:
     backbone = copy.deepcopy(extractor)
-    return backbone.requires_grad_(True).train()
+    parameters = [parameter for parameter in backbone.parameters() if parameter.is_floating_point()]
+    if not parameters:
+        raise InputError("size: the extractor has no weights, so a copy of it has nothing to train; choose another one")
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return backbone.train()
 
 
 def _head(design: AdapterDesign, split: FeatureSplit, classes: int) -> nn.Linear:
@@ -181,23 +218,32 @@ def _blocks(extractor: nn.Module) -> tuple[str, ...]:
     return tuple(longest)
 
 
-def _token_width(extractor: nn.Module, site: str, example: Tensor) -> int:
-    """Return the width of the tokens that the block ``site`` returns."""
-    parts = dict(extractor.named_modules())
-    if site not in parts:
-        raise InputError(f"sites: the extractor has no module {site!r}")
-    found: list[object] = []
-    handle = parts[site].register_forward_hook(lambda _module, _inputs, tokens: found.append(tokens))
+def _token_width(extractor: nn.Module, sites: tuple[str, ...], example: Tensor) -> int:
+    """Return the width of the tokens that all the blocks called ``sites`` return."""
+    parts, found = dict(extractor.named_modules()), dict[str, object]()
+    if missing := [site for site in sites if site not in parts]:
+        raise InputError(f"sites: the extractor has no module {missing[0]!r}")
+
+    def note(site: str, _module: nn.Module, _inputs: object, tokens: object) -> None:
+        found[site] = tokens
+
+    handles = [parts[site].register_forward_hook(partial(note, site)) for site in sites]
     try:
         with evaluating(extractor), torch.no_grad():
             extractor(example)
     finally:
-        handle.remove()
-    tokens = found[-1] if found else None
-    if not isinstance(tokens, Tensor) or tokens.ndim != 3:
-        got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise InputError(f"sites: expected {site} to return tokens (n, tokens, width), got {got}")
-    return tokens.shape[2]
+        for handle in handles:
+            handle.remove()
+    for site in sites:
+        tokens = found.get(site)
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3:
+            got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            got = got if site in found else "none, as it does not run"
+            raise InputError(f"sites: expected {site} to return tokens (n, tokens, width), got {got}")
+    widths = {site: tokens.shape[2] for site, tokens in found.items() if isinstance(tokens, Tensor)}
+    if len(set(widths.values())) > 1:
+        raise InputError(f"sites: expected tokens of one width, got {widths}")
+    return widths[sites[0]]
 
 
 def _check_one_of(value: object, expected: tuple[str, ...], name: str) -> None:

@@ -108,6 +108,42 @@ def test_normalisation_elsewhere_stays_in_the_extractor(resnet):
     assert torch.equal(adapted(images()), resnet(images()))
 
 
+class Halved(nn.Sequential):
+    """Makes images smaller before its parts see them."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.avg_pool2d(x, 2))
+
+
+def test_a_sequential_that_does_more_than_its_parts_is_left_whole(resnet):
+    halved = Halved(*resnet).eval()
+    hooked = nn.Sequential(*resnet).eval()
+    hooked.register_forward_pre_hook(lambda _module, given: (given[0] ** 2,))
+    replaced = nn.Sequential(*resnet).eval()
+    replaced.forward = lambda x: resnet(1 - x)
+    for model in (halved, hooked):
+        adapted = adapt(model, SHAPE, AdapterDesign(size="tiny")).eval()
+        assert isinstance(adapted.normalise, nn.Identity)
+        assert torch.equal(adapted(images()), model(images()))
+        assert not torch.equal(adapted(images()), resnet(images()))
+    with pytest.raises((InputError, ModelError), match="model: "):
+        adapt(replaced, SHAPE, AdapterDesign(size="tiny"))
+
+
+def test_what_begins_otherwise_than_the_model_is_refused(resnet, monkeypatch):
+    monkeypatch.setattr("rs_plugins.core.certifying_adapters.design._without_normalisation", lambda m: (None, m[1]))
+    with pytest.raises(ModelError, match="model: with a certifying adapter that does nothing yet its logits differ by"):
+        adapt(resnet, SHAPE, AdapterDesign(size="tiny"))
+
+
+def test_a_copy_has_weights_to_train_and_leaves_counters_alone():
+    with pytest.raises(InputError, match="size: the extractor has no weights, so a copy of it has nothing to train"):
+        adapt(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).eval(), SHAPE)
+    counted = nn.Sequential(nn.Flatten(), nn.Linear(768, 5), nn.Linear(5, 3)).eval()
+    counted[1].number = nn.Parameter(torch.tensor(3), requires_grad=False)
+    assert not adapt(counted, SHAPE).adapter.backbone[1].number.requires_grad
+
+
 def test_a_copy_begins_with_the_weights_of_the_extractor_and_is_trained(resnet):
     adapted = adapt(resnet, SHAPE, AdapterDesign(size="copy"))
     backbone = adapted.adapter.backbone
@@ -261,6 +297,13 @@ def test_models_that_do_not_fit_are_refused(resnet):
         adapt(resnet, SHAPE, AdapterDesign(kind="token", sites=("layer1",)))
     with pytest.raises(InputError, match="sites: the extractor has no module 'nothing'"):
         adapt(resnet, SHAPE, AdapterDesign(kind="token", sites=("nothing",)))
+    attention = Attention().eval()
+    attention.encoder.idle = nn.Linear(12, 12)
+    with pytest.raises(InputError, match=r"expected encoder.idle to return tokens .*, got none, as it does not run"):
+        adapt(attention, SHAPE, AdapterDesign(kind="token", sites=("encoder.layers.0", "encoder.idle")))
+    uneven = nn.Sequential(nn.Flatten(2), nn.Linear(256, 6), nn.Linear(6, 5), nn.Flatten(), nn.Linear(15, 3)).eval()
+    with pytest.raises(InputError, match=r"sites: expected tokens of one width, got \{'1': 6, '2': 5\}"):
+        adapt(uneven, SHAPE, AdapterDesign(kind="token", sites=("1", "2")))
     flat = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).eval()
     with pytest.raises(InputError, match=r"sites: expected names of blocks .* no list of blocks"):
         adapt(flat[1], (768,), AdapterDesign(kind="token"))
