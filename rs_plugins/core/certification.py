@@ -14,7 +14,7 @@ from rs_plugins.core.black_box import Predict, as_base_classifier
 from rs_plugins.core.checks import check_probability
 from rs_plugins.core.confidence import majority_p_value
 from rs_plugins.core.identity import identity, numerics
-from rs_plugins.core.models import UnseenModule, without_addresses
+from rs_plugins.core.models import Unchanged, UnseenModule, without_addresses
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Plan, Verdict
@@ -173,7 +173,8 @@ def certify(
     Raises:
         InputError: If an argument has an impossible value.
         ModelError: If the model does not return logits (1, classes) without NaN on the first image, what it says of a
-            noisy copy depends on the batch, or it cannot be copied or compiled as asked.
+            noisy copy depends on the batch, or it cannot be copied or compiled as asked; later, if its weights are
+            changed before the last certificate is taken.
         MissingDependencyError: If ``compile`` needs a C++ compiler that is not there.
     """
     plan = FixedBudget() if plan is None else _check_plan(plan)
@@ -216,7 +217,7 @@ def _check_watch(watch: object, plan: Plan) -> None:
 def _certificates(
     poll: Poll, plan: Plan, watch: Callable[[Certificate], bool | None] | None, progress: bool
 ) -> Iterator[Certificate]:
-    made_with = _provenance(poll, plan)
+    made_with, weights = _provenance(poll, plan), Unchanged(poll.model)
 
     def certificate(index: int, verdict: Verdict, invalid: int, seconds: float) -> Certificate:
         return Certificate(index=index, invalid=invalid, seconds=seconds, made_with=made_with, **vars(verdict))
@@ -231,6 +232,7 @@ def _certificates(
 
     with _Progress(plan.most, len(poll.images), shown=progress) as bar:
         for index, ballot in zip(poll.indices, poll.run(procedure, most=plan.most), strict=True):
+            weights.check()  # else the votes would be of several models, under the digits of the first
             warn_invalid(index, ballot.invalid)
             bar.advance(ballot.result)
             yield certificate(index, ballot.result, ballot.invalid, ballot.seconds)

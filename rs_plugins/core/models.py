@@ -148,6 +148,38 @@ def check_unchanged(batch: Tensor) -> Iterator[None]:
         raise ModelError("model: it changes its input in place; let it work on a copy (x = x.clone())")
 
 
+class Unchanged:
+    """Sees whether weights of a model were changed in place since it was made, also through others that share them.
+
+    It looks at torch's counters of such changes, which costs next to nothing; ``.data`` goes past them.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = self._state()
+
+    def check(self) -> None:
+        """Look.
+
+        Raises:
+            ModelError: If a weight was changed, or put in another's place.
+        """
+        now = self._state()
+        if now != self._before:
+            names = [name for name in now if now[name] != self._before.get(name)]
+            raise ModelError(
+                f"model: its weights ({names[0]}) were changed while it was in use, maybe by training another that "
+                "shares them; let it work on a copy"
+            )
+
+    def _state(self) -> dict[str, tuple[int, int]]:
+        found = self._model.named_parameters()
+        return {name: (id(value), 0 if value.is_inference() else value._version) for name, value in found}
+
+
 def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
     """Run ``model`` once on ``image`` (1, *input) and return its number of classes.
 

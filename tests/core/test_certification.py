@@ -280,3 +280,29 @@ def test_majority_is_predict():
 def test_a_function_is_called_as_it_is(option):
     with pytest.raises(InputError, match="dtype, channels_last, compile: only for torch modules"):
         certify(lambda batch: batch[:, 0], IMAGES, 0.5, classes=2, **option)
+
+
+@pytest.mark.parametrize("how", ["in place", "through another model", "replaced"])
+def test_a_model_that_is_trained_meanwhile_gets_no_more_certificates(how):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    other = nn.Linear(16, 3)
+    other.weight = nn.Parameter(model[1].weight.detach(), requires_grad=False)  # as a frozen copy has it
+    certificates = certify(model, torch.rand(3, 1, 4, 4), 0.25, plan=FixedBudget(n0=10, n=20))
+    next(certificates)
+    with torch.no_grad():
+        if how == "replaced":
+            model[1].weight = nn.Parameter(torch.randn(3, 16))
+        else:
+            (model[1] if how == "in place" else other).weight.add_(1)
+    with pytest.raises(ModelError, match=r"model: its weights \(1.weight\) were changed while it was in use"):
+        next(certificates)
+
+
+def test_a_copy_in_another_type_does_not_care_what_becomes_of_the_model():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    plan = FixedBudget(n0=10, n=20)
+    certificates = certify(model, torch.rand(2, 1, 4, 4), 0.25, plan=plan, dtype=torch.float64)
+    next(certificates)
+    with torch.no_grad():
+        model[1].weight.add_(1)
+    assert next(certificates).n == 20

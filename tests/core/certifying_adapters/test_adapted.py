@@ -230,6 +230,21 @@ def test_sigma_is_in_pixels_wherever_the_normalisation_is():
     assert any(c.radius > 0 for c in certified[0])
 
 
+def test_a_normalisation_folded_into_the_first_layers_is_the_same_network():
+    """Divisors that are powers of 2 go into the weights without rounding."""
+    model = adapted(normalise=Normalise([0.0, 0.0], [0.25, 0.5]), zero_init=False).eval()
+    folded = copy.deepcopy(model)
+    folded.normalise = nn.Identity()
+    with torch.no_grad():
+        for first in (folded.extractor[0], folded.adapter.backbone[0]):
+            first.weight /= torch.tensor([0.25, 0.5]).view(1, 2, 1, 1)
+    x, _ = data(6)
+    certified = [list(certify(one, x, 0.25, plan=FixedBudget(n0=20, n=300))) for one in (model, folded)]
+    first, second = ([(c.prediction, c.radius, c.count) for c in one] for one in certified)
+    assert first == second
+    assert any(c.radius > 0 for c in certified[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_dict_copy_and_identity(kind):
     model, other = adapted(kind, zero_init=False).eval(), adapted(kind, zero_init=False).eval()
