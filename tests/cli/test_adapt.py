@@ -312,7 +312,7 @@ def test_a_folder_of_a_trained_network_is_adapted():
         ("--sigma 0.25", "expected each once, got 0.25 twice"),
         ("--kind relu", "Invalid value for '--kind'"),
         ("--hidden 0", "hidden: expected an integer >= 1, got 0"),
-        ("--sites 1", "sites: only for the kind 'token', got them for 'feature'"),
+        ("--sites 1", r"sites: only for the kind 'token', got \('1',\) for 'feature'"),
         ("--kind token", "sites: expected names of blocks that return tokens, .*; the blocks are named with --sites"),
         (f"{TOKEN} --combine gated", "combine: a 'token' certifying adapter works inside the extractor, 'add' alone"),
         ("--head-name 1", "head_name: expected the layer whose output is the logits, but something comes after '1'"),

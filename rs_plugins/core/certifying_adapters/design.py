@@ -26,6 +26,7 @@ from rs_plugins.errors import InputError, ModelError
 
 Kind = Literal["image", "feature", "token"]
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+_NO_TRANSFORMER = "the kind 'token' is for transformers, for others there are 'image' and 'feature'"
 COPY = "copy"  # the size of a backbone that begins as the extractor
 
 
@@ -38,8 +39,8 @@ class AdapterDesign:
             bottleneck on its features; ``"token"``: bottlenecks inside a transformer.
         size: Of the network of kind ``"image"``: ``"copy"``, a copy of the extractor that is trained on from its
             weights, all of them; or with initial weights ``"tiny"``, ``"small"``, ``"medium"``, ``"paper"``, a
-            ResNet-18.
-        hidden: Width of the bottlenecks; None: half of the features, or 64 in a transformer.
+            ResNet-18. None: a copy; of other kinds there is no size.
+        hidden: Width of the bottlenecks, of the other kinds; None: half of the features, or 64 in a transformer.
         sites: Names of a transformer's blocks that get a bottleneck; empty: all modules in its longest list of blocks.
         combine: ``"add"`` or ``"gated"``, as `AdaptedClassifier` explains; None: gated, but in a transformer.
         head: ``"tuned"``: the old head, trained along; ``"frozen"``: the old head as it is; ``"fresh"``: one with
@@ -51,7 +52,7 @@ class AdapterDesign:
     """
 
     kind: Kind = "image"
-    size: str = "copy"
+    size: str | None = None
     hidden: int | None = None
     sites: tuple[str, ...] = ()
     combine: Combine | None = None
@@ -60,7 +61,10 @@ class AdapterDesign:
 
     def __post_init__(self) -> None:
         _check_one_of(self.kind, get_args(Kind), "kind")
-        _check_one_of(self.size, (*SIZES, COPY), "size")
+        if self.size is None and self.kind == "image":
+            object.__setattr__(self, "size", COPY)
+        if self.size is not None:
+            _check_one_of(self.size, (*SIZES, COPY), "size")
         if self.combine is None:
             object.__setattr__(self, "combine", "add" if self.kind == "token" else "gated")
         _check_one_of(self.combine, get_args(Combine), "combine")
@@ -70,8 +74,10 @@ class AdapterDesign:
         object.__setattr__(self, "sites", tuple(self.sites))
         if self.hidden is not None:
             check_count(self.hidden, "hidden")
-        if self.sites and self.kind != "token":
-            raise InputError(f"sites: only for the kind 'token', got them for {self.kind!r}")
+        for name, kinds in (("size", ("image",)), ("hidden", ("feature", "token")), ("sites", ("token",))):
+            if getattr(self, name) and self.kind not in kinds:
+                of = " or ".join(map(repr, kinds))
+                raise InputError(f"{name}: only for the kind {of}, got {getattr(self, name)!r} for {self.kind!r}")
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as plain data, of which ``AdapterDesign(**…)`` makes the same again."""
@@ -181,7 +187,7 @@ def _adapter(design: AdapterDesign, split: FeatureSplit, example: Tensor) -> Cer
     if design.kind == "image" and design.size == COPY:
         return ImageCertifyingAdapter(_trainable_copy(split.extractor), features)
     if design.kind == "image":
-        backbone = image_backbone(tuple(example.shape[1:]), design.size)
+        backbone = image_backbone(tuple(example.shape[1:]), design.size or COPY)
         return ImageCertifyingAdapter(backbone, features, backbone_dim=backbone.features)
     sites = design.sites or _blocks(split.extractor)
     hidden = 64 if design.hidden is None else design.hidden
@@ -213,7 +219,9 @@ def _blocks(extractor: nn.Module) -> tuple[str, ...]:
         if isinstance(part, nn.Sequential | nn.ModuleList) and len({type(child) for child in part.children()}) == 1
     ]
     if not lists:
-        raise InputError("sites: expected names of blocks that return tokens, as no list of blocks was found")
+        raise InputError(
+            f"sites: expected names of blocks that return tokens, as no list of blocks was found; {_NO_TRANSFORMER}"
+        )
     longest: list[str] = max(lists, key=len)
     return tuple(longest)
 
@@ -239,7 +247,9 @@ def _token_width(extractor: nn.Module, sites: tuple[str, ...], example: Tensor) 
         if not isinstance(tokens, Tensor) or tokens.ndim != 3:
             got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
             got = got if site in found else "none, as it does not run"
-            raise InputError(f"sites: expected {site} to return tokens (n, tokens, width), got {got}")
+            raise InputError(
+                f"sites: expected {site} to return tokens (n, tokens, width), got {got}; {_NO_TRANSFORMER}"
+            )
     widths = {site: tokens.shape[2] for site, tokens in found.items() if isinstance(tokens, Tensor)}
     if len(set(widths.values())) > 1:
         raise InputError(f"sites: expected tokens of one width, got {widths}")

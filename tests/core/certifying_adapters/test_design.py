@@ -265,7 +265,7 @@ def test_other_images_and_other_types():
 def test_by_default_the_features_are_gated_but_in_a_transformer():
     assert [AdapterDesign(kind=kind).combine for kind in ("image", "feature", "token")] == ["gated", "gated", "add"]
     assert AdapterDesign(combine="add").combine == "add"
-    assert AdapterDesign().size == "copy"
+    assert [AdapterDesign(kind=kind).size for kind in ("image", "feature", "token")] == ["copy", None, None]
 
 
 def test_a_design_is_plain_data():
@@ -284,7 +284,9 @@ def test_a_design_is_plain_data():
         ({"head": "new"}, "head: expected one of 'tuned', 'frozen', 'fresh', got 'new'"),
         ({"hidden": 0}, "hidden: expected an integer >= 1, got 0"),
         ({"kind": "token", "sites": "blocks"}, "sites: expected names of blocks, got the text 'blocks'"),
-        ({"sites": ("a",)}, "sites: only for the kind 'token', got them for 'image'"),
+        ({"sites": ("a",)}, "sites: only for the kind 'token', got ('a',) for 'image'"),
+        ({"kind": "feature", "size": "tiny"}, "size: only for the kind 'image', got 'tiny' for 'feature'"),
+        ({"hidden": 3}, "hidden: only for the kind 'feature' or 'token', got 3 for 'image'"),
     ],
 )
 def test_impossible_settings_are_named(settings, message):
