@@ -2,13 +2,16 @@
 
 import hashlib
 import re
+import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from dis import get_instructions
 from enum import Enum
 from functools import partial
 from itertools import chain
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from operator import attrgetter, itemgetter, methodcaller
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,21 +21,27 @@ from torch import Tensor, nn
 from rs_plugins.core.models import UnseenModule, digest
 
 _LONG = 200  # characters of a description, of longer ones a hash
+_DEEP = 60  # values inside each other; of objects further inside, only the class
 _OWN = frozenset(vars(nn.Module()))  # torch's bookkeeping, and `training`
 _COMPILER = "_torchdynamo_"  # attributes of compiled modules begin so; one is an address
 _KNOWN_BY_VERSION = ("torch", "numpy")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 _STORES = ("STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
+_FILLS = frozenset({"STORE_SUBSCR", "STORE_SLICE", "DELETE_SUBSCR"})
+_FILLING = frozenset({"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"})
+_MAKING = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
 
 
 def identity(model: nn.Module) -> str:
     """Return a SHA-256 over all of ``model`` that can be seen to decide its logits, as 64 hexadecimal digits.
 
     Beside what `rs_plugins.core.models.digest` covers: for each submodule its class, its hooks, its attributes that are
-    numbers, text, tensors, functions or containers of those, and the bytecode of ``forward`` with the methods and
-    global functions that it names. Not seen are other objects, of which only the class counts, what is reached through
-    an imported module's name, and an attribute that ``forward`` itself assigns: that is a state and not a setting. Of
-    an `UnseenModule` only the name is known, which then stands before the digits. Bytecode, and so the digits, differ
+    numbers, text, tensors, functions, objects or containers of those, and the bytecode of ``forward`` with the methods
+    and global functions that it names. An object that can be called is described like a module, of others class and
+    public attributes count. Not seen are the insides of objects of torch, NumPy and the standard library, what is
+    reached through an imported module's name, and an attribute that ``forward`` itself assigns: that is a state and not
+    a setting. Nor are attributes of objects that their methods assign, or, if they are containers, may fill. Of an
+    `UnseenModule` only the name is known, which then stands before the digits. Bytecode, and so the digits, differ
     between versions of Python; neither devices nor train and eval mode count.
     """
     lines = _Account().whole(model)
@@ -72,6 +81,7 @@ class _Account:
         self._open: set[int] = set()  # what is being described: a value may hold itself
         self._registered: set[int] = set()  # modules that have a description of their own
         self._functions: dict[FunctionType, str] = {}
+        self._objects: dict[int, tuple[Any, str]] = {}  # with the objects, so that no other one gets their ids
 
     def whole(self, model: nn.Module) -> list[str]:
         """Return the descriptions of ``model``, with its weights first, and of each of its submodules."""
@@ -123,11 +133,33 @@ class _Account:
                 return self.of((value.func, value.args, value.keywords))
             case type() | BuiltinFunctionType():
                 return _name(value)
-        name = _name(type(value))
-        if is_dataclass(value):
-            return name + self.of({field.name: getattr(value, field.name, None) for field in fields(value)})
-        call = vars(type(value)).get("__call__")
-        return f"{name} {self.of(call)}" if isinstance(call, FunctionType) else name
+            case itemgetter() | attrgetter() | methodcaller():
+                return self.of(value.__reduce__())
+        if is_dataclass(value) and not callable(value):
+            settings = {field.name: getattr(value, field.name, None) for field in fields(value)}
+            return _name(type(value)) + self.of(settings)
+        if _is_closed(value) or len(self._open) > _DEEP:
+            return _name(type(value))
+        if id(value) not in self._objects:
+            self._objects[id(value)] = (value, "\n".join(self._object(value)))
+        return self._objects[id(value)][1]
+
+    def _object(self, value: Any) -> Iterator[str]:
+        """Describe its class, the code that a call of it reaches, and its settings."""
+        kind = type(value)
+        yield _name(kind)
+        if callable(value):
+            functions = list(_reached(kind, []))
+            yield from map(self.of, functions)
+        else:
+            found = [_function_in(base, name) for base in kind.__mro__ for name in vars(base) if name not in _MAKING]
+            functions = [function for function in found if function is not None]
+        codes = [function.__code__ for function in functions]
+        states, fills = set().union(*map(_stored, codes)), any(map(_may_fill, codes))
+        for name, item in sorted(_attributes(value).items()):
+            state = name in states or (fills and isinstance(item, list | dict | set))
+            if not state and (callable(value) or not name.startswith("_")):
+                yield f"{name} = {self.of(item)}"
 
     def _module(self, module: nn.Module) -> Iterator[str]:
         yield _name(type(module))
@@ -195,6 +227,29 @@ def _stored(code: CodeType) -> set[str]:
     """Return the names of attributes and outside variables that ``code`` assigns."""
     steps = chain.from_iterable(map(get_instructions, _codes(code)))
     return {str(step.argval) for step in steps if step.opname in _STORES}
+
+
+def _may_fill(code: CodeType) -> bool:
+    """Return whether ``code`` may change what is in some container."""
+    steps = chain.from_iterable(map(get_instructions, _codes(code)))
+    return not _FILLING.isdisjoint(_names(code)) or not _FILLS.isdisjoint(step.opname for step in steps)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, also those in slots."""
+    slots = [vars(base).get("__slots__", ()) for base in type(value).__mro__]
+    names = chain.from_iterable([names] if isinstance(names, str) else names for names in slots)
+    there = {name: getattr(value, name) for name in names if name[:2] != "__" and hasattr(value, name)}
+    own = getattr(value, "__dict__", None)
+    return there | own if isinstance(own, dict) else there
+
+
+def _is_closed(value: Any) -> bool:
+    """Return whether an object is of a package whose version tells enough, or may well hold what is no setting."""
+    package = _plain_module(type(value)).partition(".")[0]
+    if isinstance(value, Namespace | SimpleNamespace):
+        return False
+    return package in _KNOWN_BY_VERSION or package in sys.stdlib_module_names
 
 
 def _is_filled(cell: Any) -> bool:

@@ -3,6 +3,8 @@ import dataclasses
 import subprocess
 import sys
 from functools import partial
+from operator import itemgetter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +48,55 @@ class Net(nn.Module):
         self.calls += 1
         self.seen = x
         return scaled(self.helper(self.activation(self.linear(x - self.mean))))
+
+
+class Pool:
+    """A function with settings; what its calls leave in it is none."""
+
+    def __init__(self, mode="mean", **more):
+        self.mode, self.calls, self.seen, self.table = mode, 0, [], {}
+        vars(self).update(more)
+
+    def __call__(self, x):
+        self.calls += 1
+        self.seen.append(x.shape)
+        self.table[len(x)] = x
+        return x if self.mode == "mean" else self.most(x)
+
+    def most(self, x):
+        return x.clamp(min=0)
+
+
+class Louder(Pool):
+    def most(self, x):
+        return 2 * x
+
+
+class Slotted:
+    __slots__ = ("_factor", "never")
+
+    def __init__(self, factor):
+        self._factor = factor
+
+    def __call__(self, x):
+        return x * self._factor
+
+
+class Settings:
+    def __init__(self, **settings):
+        vars(self).update(settings)
+        self._memory = object()
+
+    def note(self, time):
+        self.time = time
+
+
+@dataclasses.dataclass
+class Power:
+    exponent: int = 1
+
+    def __call__(self, x):
+        return x**self.exponent
 
 
 class Other(Net):
@@ -117,6 +168,63 @@ def test_what_decides_the_logits_is_seen(name):
     assert identity(changed(CHANGES[name])) != identity(Net())
 
 
+def within(value):
+    """Return a function of somebody else that has ``value`` in a closure."""
+    return lambda x: value(x)
+
+
+OBJECTS = {
+    "callable": (Pool(), Pool("max")),
+    "class of a callable": (Pool("max"), Louder("max")),
+    "attribute of any name": (Pool(_power=1), Pool(_power=2)),
+    "tensor": (Pool(weight=torch.zeros(2)), Pool(weight=torch.ones(2))),
+    "in a closure": (within(Pool()), within(Pool("max"))),
+    "in a partial": (partial(Pool(), 1), partial(Pool("max"), 1)),
+    "bound method": (Pool().most, Pool("max").most),
+    "inside another": (Pool(then=Pool()), Pool(then=Pool("max"))),
+    "slots": (Slotted(1.0), Slotted(2.0)),
+    "dataclass": (Power(1), Power(2)),
+    "settings": (Settings(mode="mean"), Settings(mode="max")),
+    "settings in settings": (Settings(pool=Settings(mode="mean")), Settings(pool=Settings(mode="max"))),
+    "namespace": (SimpleNamespace(mode="mean"), SimpleNamespace(mode="max")),
+    "container": (Settings(sizes=[1, {"a": 2}]), Settings(sizes=[1, {"a": 3}])),
+    "getter": (itemgetter(0), itemgetter(1)),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_settings_of_objects_are_seen(name):
+    one, other = (changed(lambda m, value=value: setattr(m, "activation", value)) for value in OBJECTS[name])
+    assert identity(one) == identity(copy.deepcopy(one)) != identity(other)
+
+
+def test_what_calls_leave_in_objects_is_not():
+    model = changed(lambda m: setattr(m, "activation", within(Pool("max"))))
+    model.pool, model.settings = Pool("max"), Settings(mode="mean", time=0)
+    before = identity(model)
+    model(IMAGES)
+    model.pool(IMAGES)
+    model.settings.note(3)
+    model.settings._memory = 7
+    assert model.pool.calls == 1
+    assert identity(model) == before
+
+
+def test_objects_that_know_each_other_are_described():
+    chain = Settings(mode="max")
+    for _ in range(500):
+        chain = Settings(after=chain)
+    crowd = [Settings(number=number) for number in range(30)]
+    for one in crowd:
+        one.all = crowd
+    first, second = (changed(lambda m: setattr(m, "crowd", crowd)) for _ in range(2))
+    first.chain = second.chain = chain
+    before = identity(first)
+    assert before == identity(second)
+    crowd[20].number = 7
+    assert identity(first) != before
+
+
 def test_classes_and_their_code_are_seen(monkeypatch):
     torch.manual_seed(0)
     state = changed_class()().state_dict()
@@ -164,11 +272,15 @@ def test_a_compiled_module_is_the_same_each_time():
 
 
 def test_another_process_finds_the_same(tmp_path):
-    """Also where a printed form holds an address, or a constant is a set, whose order changes."""
+    """Also where a printed form or an object holds an address, or a constant is a set, whose order changes."""
     (tmp_path / "nets.py").write_text(
         "import torch\nfrom torch import nn\n"
+        "class Words:\n"
+        "    def __init__(self):\n        self.words, self.inner = {'x', 'y', 'z'}, object()\n"
+        "    def __call__(self, x):\n        return x in self.words\n"
         "class Net(nn.Module):\n"
         "    def __init__(self, f):\n        super().__init__()\n        self.f, self.names = f, {'x', 'y', 'z'}\n"
+        "        self.words, self.pair = Words(), {Words(), Words()}\n"
         "    def forward(self, x):\n        return self.f(x) if 'a' in {'a', 'b', 'c'} else [y for y in x]\n"
         "    def extra_repr(self):\n        return repr(self.f)\n"
     )

@@ -11,6 +11,7 @@ from rs_plugins.core.architectures.normalise import Normalise
 from rs_plugins.core.certification import Certificate, certify
 from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.ensemble import AdapterEnsemble, HeuristicRadius
+from rs_plugins.core.certifying_adapters.features import FunctionExtractor
 from rs_plugins.core.certifying_adapters.modules import FeatureCertifyingAdapter, ImageCertifyingAdapter
 from rs_plugins.core.certifying_adapters.routing import NoiseLevelRouter
 from rs_plugins.core.confidence import clopper_pearson_lower
@@ -144,6 +145,27 @@ def test_other_extractors(change):
     message = r"^members: expected the extractor of member 0 in all, got another in member 2 \(sigma 1\)$"
     with pytest.raises(InputError, match=message):
         AdapterEnsemble(list(zip(built, SIGMAS, strict=True)))
+
+
+class Pool:
+    """A feature function that is an object with a setting."""
+
+    def __init__(self, mode):
+        self.mode = mode
+
+    def __call__(self, model, x):
+        places = model(x).flatten(2)
+        return places.mean(2) if self.mode == "mean" else places.amax(2)
+
+
+def test_extractors_by_functions_with_settings():
+    trunk = nn.Conv2d(2, 5, 3)
+    mean, same, most = (adapted(FunctionExtractor(trunk, Pool(mode))) for mode in ("mean", "mean", "max"))
+    assert not torch.equal(mean.extractor(X), most.extractor(X))
+    assert torch.equal(AdapterEnsemble({0.25: mean, 0.5: same}).at(0.5)(X), same(X))
+    message = r"^members: expected the extractor of member 0 in all, got another in member 1 "
+    with pytest.raises(InputError, match=message):
+        AdapterEnsemble({0.25: mean, 0.5: most})
 
 
 @pytest.mark.parametrize("normalise", [None, Normalise((0.4, 0.5), (0.2, 0.31))])
