@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -64,15 +64,22 @@ def _import(target: str) -> Callable[[], Any]:
     return made
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, fixed: Iterable[str] = ()) -> None:
     """Put the weights of a safetensors or torch file into ``model``.
 
     The file holds a state_dict, or a dict with one as ``state_dict``. Its keys may be those of Sequential(normalise,
     network), of DataParallel, or of the network alone; ``model`` may be either. Constants of the normalisation may be
     missing in it.
 
+    Args:
+        model: Whose weights are overwritten, in place.
+        path: The file.
+        fixed: Names of parts of ``model`` that are not written to, as others may share their memory; the file has to
+            have the same weights for them.
+
     Raises:
-        InputError: If the file is not there, damaged or would have to be executed, or its keys or shapes do not fit.
+        InputError: If the file is not there, damaged or would have to be executed, its keys or shapes do not fit, or it
+            has other weights for a part that is fixed; ``model`` is then as before.
     """
     state, own = read_weights(path), dict(model.state_dict())
     state = _renamed(state, own)
@@ -84,6 +91,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         if state[key].shape != own[key].shape:
             expected, got = tuple(own[key].shape), tuple(state[key].shape)
             raise InputError(f"weights: {path}: {key}: expected shape {expected}, got {got}")
+    inside = tuple(f"{name}." for name in fixed)
+    for key in sorted(key for key in state if key.startswith(inside)):
+        if not _same_bits(state.pop(key), own[key]):
+            raise InputError(
+                f"weights: {path}: {key}: expected the same as in the model, where {key.partition('.')[0]} is frozen, "
+                "got others; pass a model with the same one"
+            )
     model.load_state_dict(state, strict=False)
 
 
@@ -133,6 +147,12 @@ def _state_dict(path: Path, content: object) -> State:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"weights: {path}: expected a state_dict, got {type(content).__name__} of other things")
     return dict(content)
+
+
+def _same_bits(stored: Tensor, own: Tensor) -> bool:
+    """Whether it would change nothing to load ``stored`` into ``own``, which may be of another type."""
+    one, other = (value.detach().to("cpu", own.dtype).contiguous().reshape(-1) for value in (stored, own))
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def _renamed(state: State, own: State) -> State:

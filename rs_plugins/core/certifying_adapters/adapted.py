@@ -116,6 +116,11 @@ class AdaptedClassifier(nn.Module):
         """Yield the parameters that are trained: of the certifying adapter, its gate, and the head."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
+    @property
+    def still(self) -> tuple[str, ...]:
+        """Names of the parts that are frozen, whose memory may be that of the classifier it was made of."""
+        return self._still
+
     def extractor_fingerprint(self) -> str:
         """Return a SHA-256 over the extractor's parameters and buffers, which training leaves as they are."""
         return digest(self.extractor)

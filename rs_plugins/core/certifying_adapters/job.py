@@ -1,6 +1,7 @@
 """A certifying adapter trained on a data set into a folder, for a classifier that stays as it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -133,27 +134,40 @@ def adapt_data_set(
     trained_on, chosen_by = _split(data, held_out)
     adapted = adapt(model, data.shape, design, seed=seed)
     extractor = adapted.extractor_fingerprint()
-    history = train_data_set(
-        *(adapted, trained_on, _for(recipe, design, data.shape, seed, network, extractor), folder),
-        network=network,
-        validation=chosen_by,
-        keep_best=chosen_by is not None and recipe.epochs > 0,
-        seed=seed,
-        device=device,
-        precision=precision,
-        channels_last=channels_last,
-        workers=workers,
-        keep=keep,
-        resume=resume,
-        after_epoch=after_epoch,
-        progress=progress,
-    )
+    with _unchanged(adapted, extractor, folder):
+        history = train_data_set(
+            *(adapted, trained_on, _for(recipe, design, data.shape, seed, network, extractor), folder),
+            network=network,
+            validation=chosen_by,
+            keep_best=chosen_by is not None and recipe.epochs > 0,
+            seed=seed,
+            device=device,
+            precision=precision,
+            channels_last=channels_last,
+            workers=workers,
+            keep=keep,
+            resume=resume,
+            after_epoch=after_epoch,
+            progress=progress,
+        )
+    return Adaptation(adapted.eval(), history)
+
+
+@contextmanager
+def _unchanged(adapted: AdaptedClassifier, extractor: str, folder: str | Path) -> Iterator[None]:
+    """Say that the extractor has changed by itself, also where the best weights do not go beside it any more."""
+    failure = None
+    try:
+        yield
+    except InputError as error:
+        failure = error
     if adapted.extractor_fingerprint() != extractor:
         raise ModelError(
             f"model: the extractor is not what it was before training, so {folder} is of no use; a part of it changes "
             "its own weights or buffers in eval mode"
-        )
-    return Adaptation(adapted.eval(), history)
+        ) from failure
+    if failure is not None:
+        raise failure
 
 
 def _split(data: DataSet, held_out: int | None) -> tuple[DataSet, DataSet | None]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from rs_plugins.core.checkpoints import load_weights, read_weights
+from rs_plugins.core.checkpoints import read_weights
 from rs_plugins.core.run_folder import writing
 from rs_plugins.core.training.folder import Epoch, Progress, checkpoints_in, drafted, epochs_of
-from rs_plugins.core.training.trained import WEIGHTS, read_record, save_trained
+from rs_plugins.core.training.trained import WEIGHTS, load_into, read_record, save_trained
 from rs_plugins.errors import InputError
 
 BEST = "best"
@@ -78,10 +78,10 @@ class BestNetworks:
         """Put the weights of epoch ``best`` into ``model``.
 
         Raises:
-            InputError: If they are missing, damaged or of another epoch.
+            InputError: If they are missing, damaged, of another epoch, or beside another extractor.
         """
         try:
-            load_weights(model, self._weights(best))
+            load_into(model, self._weights(best))
         except InputError as error:
             raise self._lost(best, f"{error}") from error
 

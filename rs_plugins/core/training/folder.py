@@ -23,11 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from rs_plugins.core.checkpoints import load_weights
 from rs_plugins.core.results_writer import changes, record_text, write_whole
 from rs_plugins.core.run_folder import SETTINGS, RunFolder, writing
 from rs_plugins.core.training.loop import Mean
-from rs_plugins.core.training.trained import RECORD, WEIGHTS, plain_tensors, save_trained
+from rs_plugins.core.training.trained import RECORD, WEIGHTS, load_into, plain_tensors, save_trained
 from rs_plugins.errors import InputError, ResultsError
 
 CHECKPOINTS, HISTORY = "checkpoints", "history.csv"
@@ -216,7 +215,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         rest = found.pop("optimizer")
         history = [Epoch(**epoch) for epoch in found.pop("history")]
         progress = Progress(**found | {"loss": Mean(**found["loss"])}, history=history)
-        load_weights(model, place / WEIGHTS)
+        load_into(model, place / WEIGHTS)
         optimizer.load_state_dict(_restored(tensors, rest))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
-from rs_plugins.core.checkpoints import load_weights
+from rs_plugins.core.checkpoints import load_weights, read_weights
 from rs_plugins.core.checks import check_count, check_flag, check_plain, check_positive, check_seed
 from rs_plugins.core.results_writer import record_text, write_whole
 from rs_plugins.errors import InputError, ModelError
@@ -56,14 +56,15 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
 
     Args:
         folder: Where ``model.safetensors`` and ``model.json`` are.
-        model: A network of the same architecture, an `AdaptedClassifier` where it has a certifying adapter, whose
-            weights are overwritten; needed only if it was not trained by name.
+        model: A network of the same architecture, whose weights are overwritten; needed only if it was not trained by
+            name. Where it has a certifying adapter, an `AdaptedClassifier` with the extractor that it was trained with:
+            what is frozen is compared and not written, as its memory may be that of the classifier it was made of.
         trust: Whether a function PACKAGE.MODULE:FUNCTION that ``model.json`` names may be imported and called. Without,
             nothing in the folder is executed: networks of ours, torchvision and timm are made by name.
 
     Raises:
-        InputError: If a file is missing, damaged or of another program, the weights do not fit the network, or it is
-            made by a function and there is no ``trust``.
+        InputError: If a file is missing, damaged or of another program, the weights do not fit the network, the
+            extractor is another one, or the network is made by a function and there is no ``trust``.
     """
     folder, trust = Path(folder), check_flag(trust, "trust")
     record = read_record(folder)
@@ -71,12 +72,26 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
     adapter = record.get("adapter")
     if model is None:
         model = _network(folder, record, trust=trust)
-        model = model if adapter is None else _adapted(model, adapter, f"{folder / RECORD}: adapter")
-    elif adapter is not None and not isinstance(model, AdaptedClassifier):
+        if adapter is not None:
+            model = model.to(_floating_type(read_weights(folder / WEIGHTS)))  # its digits depend on that
+            model = _adapted(model, adapter, f"{folder / RECORD}: adapter")
+        load_weights(model, folder / WEIGHTS)  # nobody else has its memory
+        _check_extractor(model, folder, record)
+        return Trained(model.eval(), sigma, record)
+    if adapter is not None and not isinstance(model, AdaptedClassifier):
         got, what = type(model).__name__, "an AdaptedClassifier, as adapt(model, shape, design) makes it"
         raise InputError(f"model: {folder / RECORD} is of a network with a certifying adapter; pass {what}, got {got}")
-    load_weights(model, folder / WEIGHTS)
+    load_into(model, folder / WEIGHTS)
     return Trained(model.eval(), sigma, record)
+
+
+def load_into(model: nn.Module, path: Path) -> None:
+    """Put the weights of a file into ``model``, but where that is an `AdaptedClassifier` nothing into what is frozen.
+
+    Raises:
+        InputError: If the file is missing or damaged, or does not fit, or a frozen part is another one in it.
+    """
+    load_weights(model, path, fixed=model.still if isinstance(model, AdaptedClassifier) else ())
 
 
 def check_network(network: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -120,6 +135,22 @@ def _adapted(model: nn.Module, adapter: object, place: str) -> AdaptedClassifier
         return adapt(model, _shape(adapter["shape"]), design, seed=check_seed(adapter.get("seed", 0)))
     except (InputError, ModelError) as error:
         raise InputError(f"{place}: {error}") from error.__cause__
+
+
+def _floating_type(state: Mapping[str, Tensor]) -> torch.dtype | None:
+    """Return the type of the first floating-point tensor of an extractor, or None."""
+    extractor = (value for key, value in state.items() if key.startswith("extractor."))
+    return next((value.dtype for value in extractor if value.is_floating_point()), None)
+
+
+def _check_extractor(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse weights of another extractor than the one that the certifying adapter was trained with."""
+    expected = record.get("extractor")
+    if isinstance(model, AdaptedClassifier) and expected not in (None, model.extractor_fingerprint()):
+        raise InputError(
+            f"model: {folder}: {WEIGHTS} has another extractor than the one that {RECORD} tells of, or that is printed "
+            f"otherwise by other versions (written with {record.get('versions')}); pass the adapted network, model=…"
+        )
 
 
 def _shape(shape: object) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rs_plugins.core.architectures.named import make_network
@@ -13,6 +13,7 @@ from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.certifying_adapters.job import adapt_data_set, default_held_out, default_recipe
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.training.folder import HISTORY
+from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.methods import METHODS
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.trained import load_trained
@@ -86,8 +87,39 @@ def test_the_folder_is_a_model_without_anything_else(tmp_path):
 def test_a_network_without_a_name_is_passed(tmp_path):
     found = run(tmp_path / "run")
     assert (record(tmp_path / "run")["network"], record(tmp_path / "run")["architecture"]) == (None, "given")
-    again = load_trained(tmp_path / "run", model=adapt(network(7), (1, 4, 4), FEATURE, copied=True))
+    again = load_trained(tmp_path / "run", model=adapt(network(), (1, 4, 4), FEATURE, seed=7))
     assert same(again.model.state_dict(), found.model.state_dict())
+    other = network(7)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(InputError, match=r"extractor\.1\.bias: expected the same as in the model"):
+        load_trained(tmp_path / "run", model=adapt(other, (1, 4, 4), FEATURE))
+    assert same(other.state_dict(), before)
+
+
+@pytest.mark.parametrize("place", ["best", "checkpoints"])
+def test_a_file_of_another_extractor_does_not_change_the_network_when_gone_on_with(tmp_path, place):
+    model = network()
+    run(tmp_path / "run", model)
+    before = copy.deepcopy(model.state_dict())
+    for file in (tmp_path / "run" / place).glob("*/model.safetensors"):
+        state = load_file(file)
+        save_file({**state, "extractor.2.running_mean": state["extractor.2.running_mean"] + 1}, file)
+    with pytest.raises(InputError, match=r"extractor\.2\.running_mean: expected the same as in the model, where extra"):
+        run(tmp_path / "run", model, resume=True)
+    assert same(model.state_dict(), before)
+
+
+def test_frozen_layers_of_an_ordinary_network_are_gone_on_with(tmp_path):
+    def partly_frozen(seed):
+        model = network(seed)
+        model[1].requires_grad_(False)
+        return model
+
+    arguments = (squares(), SHORT.changed(epochs=1), tmp_path / "run")
+    train_data_set(partly_frozen(0), *arguments)
+    again = partly_frozen(1)
+    train_data_set(again, *arguments, resume=True)
+    assert torch.equal(again[1].weight, network(0)[1].weight)
 
 
 def test_one_extractor_serves_several_sigmas(tmp_path):
@@ -135,7 +167,7 @@ def test_the_epoch_is_that_which_is_best_on_those_held_out(tmp_path):
 
 @pytest.mark.parametrize("kind", ["feature", "image"])
 def test_stopped_and_gone_on_with_it_is_the_same(tmp_path, kind):
-    design = AdapterDesign(kind=kind, size="tiny")
+    design = AdapterDesign(kind="image", size="tiny") if kind == "image" else AdapterDesign(kind=kind)
 
     def stop(_epoch):
         raise KeyboardInterrupt

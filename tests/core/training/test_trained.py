@@ -1,3 +1,4 @@
+import copy
 import json
 import shlex
 import sys
@@ -188,8 +189,55 @@ def check_round_trip(saved, network, shape, design):
     assert [name for name, value in found.named_parameters() if not value.requires_grad] == [
         name for name, value in model.named_parameters() if not value.requires_grad
     ]
-    given = load_trained(folder, model=adapt(make_network(**network), shape, design)).model
+    bare = adapt(make_network(**network), shape, design, copied=True)
+    for part in model.still:
+        getattr(bare, part).load_state_dict(getattr(model, part).state_dict())
+    given = load_trained(folder, model=bare).model
     assert all(torch.equal(given.state_dict()[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("part", ["extractor", "normalise", "head"])
+def test_what_is_frozen_is_compared_and_not_written(saved, part):
+    base = make_network(**LENET).eval()
+    design = AdapterDesign(kind="feature", hidden=5, head="frozen")
+    trained = different(adapt(base, (1, 28, 28), design, copied=True))
+    for name in trained.still:
+        getattr(trained, name).load_state_dict(getattr(adapt(base, (1, 28, 28), design), name).state_dict())
+    expected = copy.deepcopy(trained.state_dict())
+    folder = saved(LENET, trained, adapter={**design.plain(), "shape": [1, 28, 28]})
+    mine = adapt(base, (1, 28, 28), design)
+    found = load_trained(folder, model=mine).model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    with torch.no_grad():
+        key, value = next((key, value) for key, value in trained.state_dict().items() if key.startswith(f"{part}."))
+        value.add_(0.5)
+    saved(LENET, trained, adapter={**design.plain(), "shape": [1, 28, 28]})
+    before = {name: copy.deepcopy(one.state_dict()) for name, one in (("base", base), ("mine", mine))}
+    message = rf"model\.safetensors: {key}: expected the same as in the model, where {part} is frozen, got others; pass"
+    with pytest.raises(InputError, match=message):
+        load_trained(folder, model=mine)
+    for name, one in (("base", base), ("mine", mine)):
+        assert all(torch.equal(one.state_dict()[key], value) for key, value in before[name].items())
+
+
+def test_a_frozen_part_of_another_type_is_the_same_as_far_as_it_can_be(saved):
+    base, design = make_network(**LENET), AdapterDesign(kind="feature", hidden=5)
+    folder = saved(LENET, adapt(base, (1, 28, 28), design), adapter={**design.plain(), "shape": [1, 28, 28]})
+    half = adapt(copy.deepcopy(base).bfloat16(), (1, 28, 28), design, seed=1)
+    assert load_trained(folder, model=half).model.head.weight.dtype == torch.bfloat16
+
+
+def test_an_extractor_that_the_record_does_not_tell_of(saved):
+    base, design = make_network(**LENET), AdapterDesign(kind="feature", hidden=5)
+    model = adapt(base, (1, 28, 28), design, copied=True)
+    plain = {**design.plain(), "shape": [1, 28, 28]}
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        record = {"adapter": plain, "extractor": model.to(dtype).extractor_fingerprint()}
+        assert load_trained(saved(LENET, model, **record)).model.head.weight.dtype == dtype
+    folder = saved(LENET, different(model), **record, versions="torch 1")
+    message = r"model: .*a run: model\.safetensors has another extractor .*model\.json tells of.*written with torch 1"
+    with pytest.raises(InputError, match=message):
+        load_trained(folder)
 
 
 def test_the_network_below_a_certifying_adapter_needs_trust_or_is_passed(saved):
