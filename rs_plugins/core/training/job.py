@@ -78,7 +78,7 @@ def train_data_set(
         channels_last: Whether the weights of convolutions lie in memory with the channels last, which may be faster.
         workers: Processes that read images ahead; 0: this one reads.
         keep: How many checkpoints are kept, the latest ones.
-        keep_best: Whether to end with the weights of the epoch with the best accuracy on ``validation``, the earliest
+        keep_best: Whether to end with the weights of the epoch with the best accuracy on ``validation``, the latest
             of equals, not with those of the last; ``model.json`` says which (``chosen_epoch``). Take images held out of
             the training images (`split_off`): chosen on test images, a network looks better on them than it is.
         resume: Go on with what is in ``folder``, with the same arguments; ``recipe.epochs`` may have become more, but
