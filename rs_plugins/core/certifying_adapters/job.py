@@ -13,6 +13,7 @@ from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, Kind, adapt
 from rs_plugins.core.checks import check_count, check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet, split_off
+from rs_plugins.core.identity import identity
 from rs_plugins.core.job import as_training_set
 from rs_plugins.core.training.fabric import Precision
 from rs_plugins.core.training.folder import Epoch
@@ -44,10 +45,12 @@ class _AdapterRecipe(Recipe):
     Attributes:
         adapter: What `load_trained` makes the certifying adapter of.
         extractor: The extractor's digits.
+        extractor_code: Its identity, which tells its code as well.
     """
 
     adapter: Mapping[str, Any]
     extractor: str
+    extractor_code: str
 
 
 def default_recipe(sigma: float, epochs: int = EPOCHS, *, kind: Kind = "image") -> Recipe:
@@ -125,7 +128,7 @@ def adapt_data_set(
         InputError: If an argument has an impossible value, or the model does not fit the design.
         ModelError: If the model cannot be run on the images, or the extractor is not what it was after training.
         DivergedError: If the loss or a weight becomes NaN or infinite.
-        ResultsError: If ``folder`` holds another run, such as one with another extractor.
+        ResultsError: If ``folder`` holds another run, such as one with another extractor, or other code of it.
         KeyboardInterrupt: If a signal came; the checkpoint is written.
     """
     data, design = as_training_set(data), AdapterDesign() if design is None else design
@@ -136,7 +139,7 @@ def adapt_data_set(
     extractor = adapted.extractor_fingerprint()
     with _unchanged(adapted, extractor, folder):
         history = train_data_set(
-            *(adapted, trained_on, _for(recipe, design, data.shape, seed, network, extractor), folder),
+            *(adapted, trained_on, _for(recipe, design, data.shape, seed, network, adapted), folder),
             network=network,
             validation=chosen_by,
             keep_best=chosen_by is not None and recipe.epochs > 0,
@@ -184,9 +187,10 @@ def _for(
     shape: tuple[int, ...],
     seed: int,
     network: Mapping[str, Any] | None,
-    extractor: str,
+    adapted: AdaptedClassifier,
 ) -> _AdapterRecipe:
     settings = {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
     settings["architecture"] = "given" if network is None else network.get("name")
     adapter = {**design.plain(), "shape": list(shape), "seed": check_seed(seed)}
-    return _AdapterRecipe(**settings, adapter=adapter, extractor=extractor)
+    digits, code = adapted.extractor_fingerprint(), identity(adapted.extractor)
+    return _AdapterRecipe(**settings, adapter=adapter, extractor=digits, extractor_code=code)

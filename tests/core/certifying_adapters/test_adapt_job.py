@@ -1,6 +1,9 @@
 import copy
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.certifying_adapters.job import adapt_data_set, default_held_out, default_recipe
 from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.identity import identity
 from rs_plugins.core.training.folder import HISTORY
 from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.methods import METHODS
@@ -185,7 +189,7 @@ def test_stopped_and_gone_on_with_it_is_the_same(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": network(1)}, r"begun by another run \(extractor: '\w{64}' -> '\w{64}'\)"),
+        ({"model": network(1)}, r"begun by another run \(extractor: '\w{64}' -> '\w{64}'; extr"),
         ({"design": AdapterDesign(kind="feature", hidden=5, head="fresh")}, r"begun by another run \(adapter: "),
         ({"seed": 1}, "begun by another run .*seed: 0 -> 1"),
         ({"held_out": 3}, "begun by another run .*digest"),
@@ -197,6 +201,41 @@ def test_another_run_is_not_gone_on_with(tmp_path, change, message):
     run(tmp_path / "run")
     with pytest.raises(ResultsError, match=message):
         run(tmp_path / "run", resume=True, **change)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)))
+
+
+def test_other_code_of_the_same_weights_is_not_gone_on_with(tmp_path, monkeypatch):
+    run(tmp_path / "run", Scaled())
+    run(tmp_path / "run", Scaled(), resume=True)
+    monkeypatch.setattr(Scaled, "forward", lambda self, x: self.last(self.first(2 * x.flatten(1))))
+    with pytest.raises(ResultsError, match=r"begun by another run \(extractor_code: '\w{64}' -> '\w{64}'\); choose"):
+        run(tmp_path / "run", Scaled(), resume=True)
+
+
+CODE = """
+from rs_plugins.core.architectures.named import make_network
+from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
+from rs_plugins.core.identity import identity
+print(identity(adapt(make_network("resnet20"), (3, 8, 8), AdapterDesign(kind="feature")).extractor))
+"""
+
+
+def test_the_code_is_known_in_another_process():
+    design = AdapterDesign(kind="feature")
+    here = identity(adapt(make_network("resnet20"), (3, 8, 8), design).extractor)
+    command = [sys.executable, "-c", CODE]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert found.stdout.strip() == here
 
 
 class Restless(nn.Module):
