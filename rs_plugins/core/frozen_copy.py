@@ -1,4 +1,4 @@
-"""A frozen copy of somebody else's model that shares its weights."""
+"""Copies of somebody else's model that share its weights, frozen or not."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +41,29 @@ def frozen_copy(model: nn.Module, *, own: bool, name: str = "model") -> nn.Modul
         InputError: If ``model`` has lazy layers without weights.
         ModelError: If it cannot be copied.
     """
+    return _copy(model, own, name).requires_grad_(False).eval()
+
+
+def sharing_copy(model: nn.Module, *, name: str = "model") -> nn.Module:
+    """Return a copy of the modules of ``model``, hooks included, with its very weights and buffers.
+
+    The parameters are others in the same memory: what changes them in place changes those of ``model``, but to move or
+    cast the copy does not. Modes and what asks for a gradient are as in ``model``. What an `UnseenModule` calls is not
+    copied. Modules that refuse to be copied so get weights of their own.
+
+    Args:
+        model: Stays as it was.
+        name: What the caller calls ``model``.
+
+    Raises:
+        InputError: If ``model`` has lazy layers without weights.
+        ModelError: If it cannot be copied.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        return _copy(model, own=False, name=name)
+
+
+def _copy(model: nn.Module, own: bool, name: str) -> nn.Module:
     if any(is_lazy(value) for value in chain(model.parameters(), model.buffers())):
         raise InputError(f"{name}: expected weights, got a lazy layer that has none yet; run the model once before")
     try:
@@ -51,7 +74,7 @@ def frozen_copy(model: nn.Module, *, own: bool, name: str = "model") -> nn.Modul
     for thing in chain(twin.modules(), twin.parameters()):
         if id(thing) in before:
             raise ModelError(f"{name}: its copy has the same {type(thing).__name__} in it, which would be changed")
-    return twin.requires_grad_(False).eval()
+    return twin
 
 
 def _full_copy(model: nn.Module, name: str) -> nn.Module:
@@ -69,7 +92,7 @@ def _instead(model: nn.Module, own: bool) -> dict[int, Any]:
         return value.detach().clone() if own else value.detach()
 
     memo = {id(value): alias(value) for value in model.buffers()}
-    memo |= {id(value): nn.Parameter(alias(value), requires_grad=False) for value in model.parameters()}
+    memo |= {id(value): nn.Parameter(alias(value), value.requires_grad) for value in model.parameters()}
     attributes = chain.from_iterable(vars(part).values() for part in model.modules())
     # results of other weights, as pruning and older weight normalisation keep them, which torch refuses to copy
     results = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]

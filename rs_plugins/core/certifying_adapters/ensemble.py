@@ -14,6 +14,7 @@ from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.combined import Averaged, AveragedClassifier, Members, RoutedClassifier
 from rs_plugins.core.certifying_adapters.routing import NoiseLevelRouter, Router
 from rs_plugins.core.checks import check_positive
+from rs_plugins.core.frozen_copy import sharing_copy
 from rs_plugins.core.identity import identity
 from rs_plugins.core.models import check_logits, device_and_dtype, evaluating
 from rs_plugins.core.plans.fixed_budget import FixedBudget
@@ -50,8 +51,10 @@ class AdapterEnsemble(Members):
     that is chosen for each noisy image; whether they are any good at a level depends on the members trained near it.
     Nothing here picks a member by the clean image: a certificate of such a classifier would be worth nothing.
 
-    The ensemble has members of its own: with the certifying adapters and heads of those that are handed in, and all
-    with the extractor and normalisation of the first, so that these are in memory once. Those handed in stay whole.
+    The ensemble has members of its own: copies of those that are handed in, all with one copy of the first one's
+    extractor and normalisation. The copies hold the very weights and buffers, so they need no more memory, and what
+    changes these in place, as an optimiser or `load_state_dict` does, changes those handed in as well. To move or cast
+    the ensemble gives it weights of its own: those handed in stay whole.
 
     Attributes:
         members: The adapted classifiers.
@@ -69,7 +72,7 @@ class AdapterEnsemble(Members):
     Raises:
         InputError: If the members are not adapted classifiers with equal extractors, normalisation and number of
             features, or a level or the router is of the wrong kind.
-        ModelError: If their heads do not return logits of the same classes.
+        ModelError: If their heads do not return logits of the same classes, or they cannot be copied.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class AdapterEnsemble(Members):
         raise ModelError("ensemble: it is no classifier by itself; take its at(sigma), average() or route()")
 
     def at(self, sigma: float) -> AdaptedClassifier:
-        """Return the member trained at ``sigma`` pixels.
+        """Return the member trained at ``sigma`` pixels: a part of the ensemble, with the extractor that all have.
 
         Raises:
             InputError: If there is none, or more than one.
@@ -100,8 +103,8 @@ class AdapterEnsemble(Members):
         wanted = check_positive(sigma, "sigma")
         found = [member for member, level in zip(self.adapted(), self.sigmas, strict=True) if level == wanted]
         if len(found) != 1:
-            known = ", ".join(f"{level:g}" for level in self.sigmas)
-            raise InputError(f"sigma: expected the noise level of one member, of {known}, got {wanted:g}")
+            known = ", ".join(map(repr, self.sigmas))  # in full: 0.12 in float32 is not 0.12
+            raise InputError(f"sigma: expected the noise level of one member, of {known}, got {wanted!r}")
         return found[0]
 
     def average(self, *, of: Averaged = "logits") -> AveragedClassifier:
@@ -266,11 +269,11 @@ def _checked_members(
 
 
 def _with_one_extractor(members: list[AdaptedClassifier], sigmas: tuple[float, ...]) -> list[AdaptedClassifier]:
-    """Return twins of ``members`` with the extractor and normalisation of the first.
+    """Return copies of ``members`` in the same memory, with one copy of the first one's extractor and normalisation.
 
     Raises:
         InputError: If these are not equal in all.
-        ModelError: If their heads do not give as many logits.
+        ModelError: If their heads do not give as many logits, or they cannot be copied.
     """
     first = members[0]
     features, classes = first.adapter.feature_dim, _classes(first)
@@ -284,7 +287,8 @@ def _with_one_extractor(members: list[AdaptedClassifier], sigmas: tuple[float, .
             raise InputError(f"members: expected adapters for {features} features in all, got one for {got} {where}")
         if _classes(member) != classes:
             raise ModelError(f"members: expected {classes} logits of all heads, got {_classes(member)} {where}")
-    return [_twin(member, first) for member in members]
+    twins = [_twin(member, first) for member in members]
+    return list(sharing_copy(nn.ModuleList(twins), name="members"))  # type: ignore[call-overload, no-any-return]
 
 
 def _same(part: nn.Module, other: nn.Module) -> bool:

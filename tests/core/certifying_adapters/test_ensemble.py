@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -71,6 +72,11 @@ def ensemble(**options):
     return AdapterEnsemble(list(zip(members(), SIGMAS, strict=True)), **options)
 
 
+def places(module):
+    """Return where in memory the weights are."""
+    return [value.data_ptr() for value in module.state_dict().values()]
+
+
 def figures(certificates):
     return [
         (c.index, c.prediction, c.guess, c.count, c.n, c.n0, c.p_lower, c.radius, c.made_with) for c in certificates
@@ -98,16 +104,50 @@ def test_twins_share_one_extractor_and_the_originals_stay_whole():
     before = [identity(member) for member in single]
     whole = AdapterEnsemble(list(zip(single, SIGMAS, strict=True)))
     assert [member.extractor for member in single] == trunks  # modules are equal if they are the same
-    assert {member.extractor for member in whole.members} == {trunks[0]}
-    assert {member.normalise for member in whole.members} == {single[0].normalise}
+    assert len({member.extractor for member in whole.members} | {member.normalise for member in whole.members}) == 2
+    assert places(whole.members[0].extractor) == places(trunks[0])
     for number, (member, sigma) in enumerate(zip(single, SIGMAS, strict=True)):
         assert torch.equal(whole.at(sigma)(X), logits[number])
-        assert whole.at(sigma).adapter is member.adapter
+        assert places(whole.at(sigma).adapter) == places(member.adapter)
         assert identity(whole.at(sigma)) == before[number] == identity(member)
         assert figures(whole.certify(X, sigma, plan=PLAN)) == figures(certify(member, X, sigma, plan=PLAN))
     for parameter in whole.members[2].extractor.parameters():
         parameter.data += 1
     assert torch.equal(single[2](X), logits[2])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_to_cast_an_ensemble_leaves_those_handed_in_as_they_were(shared):
+    trunk = extractor()
+    single = [adapted(trunk if shared else copy.deepcopy(trunk), image=image) for image in (False, True)]
+    logits, before = [member(X) for member in single], [identity(member) for member in single]
+    whole = AdapterEnsemble({0.25: single[0], 0.5: single[1]}).double()
+    for member, sigma, expected, digits in zip(single, whole.sigmas, logits, before, strict=True):
+        assert torch.equal(member(X), expected)
+        assert identity(member) == digits
+        torch.testing.assert_close(whole.at(sigma)(X.double()), expected.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_training_through_an_ensemble_trains_those_handed_in():
+    single = members()
+    single[2].head.requires_grad_(False)
+    whole = AdapterEnsemble(list(zip(single, SIGMAS, strict=True)))
+    asking = [[parameter.requires_grad for parameter in member.parameters()] for member in single]
+    assert [[parameter.requires_grad for parameter in member.parameters()] for member in whole.members] == asking
+    before = [member(X).detach() for member in single]
+    optimizer = torch.optim.Adam((parameter for parameter in whole.parameters() if parameter.requires_grad), lr=0.1)
+    torch.nn.functional.cross_entropy(whole.average()(X), torch.arange(5) % 3).backward()
+    optimizer.step()
+    for member, sigma, old in zip(single, SIGMAS, before, strict=True):
+        assert torch.equal(member(X), whole.at(sigma)(X))
+        assert not torch.allclose(member(X), old)
+
+
+def test_members_that_cannot_be_copied():
+    built = members(2)
+    built[1].adapter.lock = threading.Lock()
+    with pytest.raises(ModelError, match=r"^members: a .*copy of it is needed, which failed \(TypeError: "):
+        AdapterEnsemble({0.5: built[0], 0.25: built[1]})
 
 
 def test_members_without_normalisation_and_with_gates():
@@ -117,7 +157,7 @@ def test_members_without_normalisation_and_with_gates():
     nn.init.normal_(gated[1].gate)
     whole = AdapterEnsemble({0.5: gated[0], 0.25: gated[1]})
     assert torch.equal(whole.at(0.25)(X), gated[1](X))
-    assert whole.at(0.25).gate is gated[1].gate
+    assert whole.at(0.25).gate.data_ptr() == gated[1].gate.data_ptr()
 
 
 def other_weights(trunk):
@@ -214,20 +254,24 @@ def test_what_is_no_router(router):
 
 def test_unknown_levels():
     whole = ensemble()
-    with pytest.raises(InputError, match=r"^sigma: expected the noise level of one member, of 0.25, 0.5, 1, got 0.12$"):
+    message = r"^sigma: expected the noise level of one member, of 0.25, 0.5, 1.0, got 0.12$"
+    with pytest.raises(InputError, match=message):
         whole.at(0.12)
     with pytest.raises(InputError, match=r"^sigma: expected the noise level of one member, of .*, got 0.12$"):
         whole.certify(X, sigma=[0.5, 0.12], plan=PLAN)
     with pytest.raises(InputError, match=r"^sigma: expected a finite number > 0, got None$"):
         whole.at(None)
+    message = r"^sigma: expected the noise level of one member, of 0.12, got 0.11999999731779099$"
+    with pytest.raises(InputError, match=message):
+        AdapterEnsemble({0.12: members(1)[0]}).at(np.float32(0.12))
 
 
 def test_several_members_of_one_level():
     built = members()
     whole = AdapterEnsemble(list(zip(built, (0.5, 0.5, 1.0), strict=True)))
     torch.testing.assert_close(whole.average()(X), sum(member(X) for member in built) / 3)
-    assert whole.at(1.0).adapter is built[2].adapter
-    with pytest.raises(InputError, match=r"^sigma: expected the noise level of one member, of 0.5, 0.5, 1, got 0.5$"):
+    assert places(whole.at(1.0).adapter) == places(built[2].adapter)
+    with pytest.raises(InputError, match=r"^sigma: expected the noise level of one member, of 0.5, 0.5, 1.0, got 0.5$"):
         whole.at(0.5)
     with pytest.raises(InputError, match=r"^router: expected one, as two members were trained at the same level, of "):
         whole.route()
