@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rs_plugins.cli.adapt_inputs import Images, load_inputs, written_test
-from rs_plugins.cli.adapt_table import BARE, CERTIFIED, Row, next_commands, table, title
+from rs_plugins.cli.adapt_table import BARE, CERTIFIED, Row, kept, next_commands, table, title
 from rs_plugins.cli.model_errors import plain_model_errors
 from rs_plugins.cli.options import (
     INTERRUPTED,
@@ -311,6 +311,8 @@ def _train(
             progress=not quiet and bar,
             **{name: options[name] for name in _PASSED_ON},
         )
+    if text := kept(recipe.sigma, adaptation):
+        click.echo(text)
     return Row(sigma=recipe.sigma, folder=folder, adaptation=adaptation)
 
 

@@ -1,5 +1,6 @@
 """A certifying adapter trained on a data set into a folder, for a classifier that stays as it is."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -15,11 +16,14 @@ from rs_plugins.core.checks import check_count, check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet, split_off
 from rs_plugins.core.identity import identity
 from rs_plugins.core.job import as_training_set
+from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.training.best import best_of
 from rs_plugins.core.training.fabric import Precision
 from rs_plugins.core.training.folder import Epoch
 from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.recipe import Recipe
-from rs_plugins.errors import InputError, ModelError
+from rs_plugins.core.training.validation import noisy_accuracy
+from rs_plugins.errors import InputError, ModelError, RSPluginsWarning
 
 EPOCHS = 20
 _SHARE, _FEWEST, _MOST = 0.02, 100, 2000  # of the training images, held out to choose the epoch by
@@ -32,10 +36,15 @@ class Adaptation:
     Attributes:
         model: In eval mode; with the weights that are in the folder.
         history: What is known of each epoch.
+        kept: The epoch whose weights they are; None without any.
+        bare_noisy_accuracy: Accuracy of the classifier as it was, under one noise draw on the images that are held out,
+            as the noisy accuracies of the epochs are; None if no images are held out.
     """
 
     model: AdaptedClassifier
     history: list[Epoch]
+    kept: Epoch | None
+    bare_noisy_accuracy: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +131,10 @@ def adapt_data_set(
         progress: Whether to show a progress bar.
 
     Returns:
-        The adapted classifier with the chosen weights, and what is known of each epoch.
+        The adapted classifier with the chosen weights, what is known of each epoch, and which was chosen.
+
+    Warns:
+        RSPluginsWarning: If the images that are held out are not more often right under noise than without it.
 
     Raises:
         InputError: If an argument has an impossible value, or the model does not fit the design.
@@ -136,6 +148,7 @@ def adapt_data_set(
     recipe = default_recipe(sigma, kind=design.kind) if recipe is None else replace(recipe, sigma=sigma)
     trained_on, chosen_by = _split(data, held_out)
     adapted = adapt(model, data.shape, design, seed=seed)
+    bare = None if chosen_by is None else noisy_accuracy(model, chosen_by, GaussianNoise(sigma), check_seed(seed))
     extractor = adapted.extractor_fingerprint()
     with _unchanged(adapted, extractor, folder):
         history = train_data_set(
@@ -153,7 +166,15 @@ def adapt_data_set(
             after_epoch=after_epoch,
             progress=progress,
         )
-    return Adaptation(adapted.eval(), history)
+    kept = best_of(history) if chosen_by is not None else next(reversed(history), None)
+    if bare is not None and kept is not None and kept.noisy_accuracy is not None and kept.noisy_accuracy <= bare:
+        warnings.warn(
+            f"sigma {sigma:g}: with the certifying adapter {kept.noisy_accuracy:.1%} of the images held out are right "
+            f"under noise, without it {bare:.1%}; more epochs may help, or there is nothing to gain at this sigma",
+            RSPluginsWarning,
+            stacklevel=2,
+        )
+    return Adaptation(adapted.eval(), history, kept, bare)
 
 
 @contextmanager

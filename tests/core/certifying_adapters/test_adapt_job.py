@@ -2,6 +2,7 @@ import copy
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,14 +15,20 @@ from torch import nn
 from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.certifying_adapters.job import adapt_data_set, default_held_out, default_recipe
-from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.data_sets.data_set import in_memory, split_off
 from rs_plugins.core.identity import identity
+from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.folder import HISTORY
 from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.methods import METHODS
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.trained import load_trained
-from rs_plugins.errors import InputError, ModelError, ResultsError
+from rs_plugins.core.training.validation import noisy_accuracy
+from rs_plugins.errors import InputError, ModelError, ResultsError, RSPluginsWarning
+
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:sigma .* with the certifying adapter:rs_plugins.errors.RSPluginsWarning"
+)
 
 FEATURE = AdapterDesign(kind="feature", hidden=5, combine="add")
 SHORT = default_recipe(0.25, 2).changed(batch_size=8, lr=0.05)
@@ -158,15 +165,24 @@ def test_images_that_are_held_out_are_not_trained_on(tmp_path, asked, count):
 
 
 def test_the_epoch_is_that_which_is_best_on_those_held_out(tmp_path):
-    found = run(tmp_path / "run", held_out=20, recipe=SHORT.changed(epochs=6, lr=0.3))
+    found = run(tmp_path / "run", held_out=17, recipe=SHORT.changed(epochs=6, lr=0.3))
     accuracies = [epoch.noisy_accuracy for epoch in found.history]
-    best = accuracies.index(max(accuracies)) + 1
+    best = len(accuracies) - accuracies[::-1].index(max(accuracies))
     assert best < 6, "this test needs an epoch before the last one to be the best"
-    assert record(tmp_path / "run")["chosen_epoch"] == best
+    assert record(tmp_path / "run")["chosen_epoch"] == best == found.kept.epoch
+    _, held = split_off(squares(), 17)
+    assert found.bare_noisy_accuracy == noisy_accuracy(network(), held, GaussianNoise(0.25), 0)
     shorter = run(tmp_path / "last", held_out=0)
     assert "chosen_epoch" not in record(tmp_path / "last")
     assert [epoch.noisy_accuracy for epoch in shorter.history] == [None, None]
-    run(tmp_path / "none", recipe=SHORT.changed(epochs=0))
+    assert (shorter.kept, shorter.bare_noisy_accuracy) == (shorter.history[1], None)
+    assert run(tmp_path / "none", recipe=SHORT.changed(epochs=0)).kept is None
+
+
+def test_a_certifying_adapter_that_is_no_better_than_none_is_told(tmp_path):
+    better = re.escape("of the images held out are right under noise, without it")
+    with pytest.warns(RSPluginsWarning, match=rf"sigma 0.25: with the certifying adapter \d+\.\d% {better} \d+\.\d%"):
+        run(tmp_path / "run", recipe=SHORT.changed(lr=1e-9))
 
 
 @pytest.mark.parametrize("kind", ["feature", "image"])
