@@ -3,7 +3,8 @@
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
@@ -23,7 +24,7 @@ from rs_plugins.errors import InputError, ModelError
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _OURS = {"format": "rs-plugins model"}
-_MOST_VALUES = 2**30  # of an image that an adapted network is made for
+_MOST_VALUES = 2**24  # of an image that an adapted network is made for
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +72,12 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
     sigma = check_positive(record.get("sigma", 0), f"{folder / RECORD}: sigma")
     adapter = record.get("adapter")
     if model is None:
-        model = _network(folder, record, trust=trust)
+        network, stored = _network(folder, record, trust=trust), read_weights(folder / WEIGHTS)
+        with _making(f"{folder / RECORD}: network"):
+            model = make_network(**_bounded(network, stored))
         if adapter is not None:
-            model = model.to(_floating_type(read_weights(folder / WEIGHTS)))  # its digits depend on that
-            model = _adapted(model, adapter, f"{folder / RECORD}: adapter")
+            with _making(f"{folder / RECORD}: adapter"):
+                model = _adapted(model.to(_floating_type(stored)), adapter, stored)  # its digits depend on the type
         load_weights(model, folder / WEIGHTS)  # nobody else has its memory
         _check_extractor(model, folder, record)
         return Trained(model.eval(), sigma, record)
@@ -106,7 +109,8 @@ def check_network(network: Mapping[str, Any], name: str) -> dict[str, Any]:
     return check_plain(network, name)
 
 
-def _network(folder: Path, record: Mapping[str, Any], *, trust: bool) -> nn.Module:
+def _network(folder: Path, record: Mapping[str, Any], *, trust: bool) -> dict[str, Any]:
+    """Return the arguments of `make_network`, if that may be called with them."""
     place = folder / RECORD
     if record.get("network") is None:
         raise InputError(f"model: {place} does not name the network; pass one of the same architecture")
@@ -118,23 +122,53 @@ def _network(folder: Path, record: Mapping[str, Any], *, trust: bool) -> nn.Modu
             f"model: {place} names a function, {name}, which would be imported and called; if you trust it, say "
             f"trust=True (--trust-model), or pass the network yourself, model=… ({shlex.join(words)})"
         )
+    return network
+
+
+@contextmanager
+def _making(place: str) -> Iterator[None]:
+    """Say of what goes wrong while a network is made of a record where that is."""
     try:
-        return make_network(**network)
+        yield
     except InputError as error:
-        raise InputError(f"{place}: network: {error}") from error.__cause__
+        raise InputError(f"{place}: {error}") from error.__cause__
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        raise InputError(f"{place}: nothing can be made of it ({type(error).__name__}: {error})") from error
 
 
-def _adapted(model: nn.Module, adapter: object, place: str) -> AdaptedClassifier:
+def _bounded(network: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """Return ``network`` if a network with so many classes and channels may have the weights ``stored``."""
+    if ":" not in network["name"]:  # functions are told neither
+        for name, least in (("classes", 2), ("channels", 1)):
+            if network.get(name) is not None:
+                _check_side(network[name], name, stored, least=least)
+    return network
+
+
+def _check_side(number: Any, name: str, stored: Mapping[str, Tensor], *, least: int = 1) -> None:
+    """Refuse a ``number`` that is to be a side of a weight, and is more than the sides of all that are stored.
+
+    Otherwise a few digits in a record could ask for all memory there is.
+    """
+    sides = [side for value in stored.values() if value.ndim > 1 for side in value.shape]
+    longest = max(sides, default=0)
+    if check_count(number, name, least=least) > longest:
+        raise InputError(f"{name}: expected at most {longest}, the longest side of a weight in {WEIGHTS}, got {number}")
+
+
+def _adapted(model: nn.Module, adapter: object, stored: Mapping[str, Tensor]) -> AdaptedClassifier:
     """Return ``model`` with the certifying adapter that ``adapter`` describes: an `AdapterDesign`, shape and seed."""
     known = [field.name for field in fields(AdapterDesign)]
     if not isinstance(adapter, Mapping) or not {"shape"} <= adapter.keys() <= {*known, "shape", "seed"}:
-        raise InputError(f"{place}: expected shape and others of {', '.join(known)}, seed, got {adapter!r}")
+        raise InputError(f"expected shape and others of {', '.join(known)}, seed, got {adapter!r}")
     settings = {name: adapter[name] for name in known if name in adapter}
+    design = AdapterDesign(**settings | {"sites": _sites(adapter.get("sites", []), most=len(stored))})
+    if design.hidden is not None and design.kind != "image":
+        _check_side(design.hidden, "hidden", stored)
     try:
-        design = AdapterDesign(**settings | {"sites": _sites(adapter.get("sites", []))})
         return adapt(model, _shape(adapter["shape"]), design, seed=check_seed(adapter.get("seed", 0)))
-    except (InputError, ModelError) as error:
-        raise InputError(f"{place}: {error}") from error.__cause__
+    except ModelError as error:
+        raise InputError(f"{error}") from error.__cause__
 
 
 def _floating_type(state: Mapping[str, Tensor]) -> torch.dtype | None:
@@ -160,9 +194,11 @@ def _shape(shape: object) -> tuple[int, ...]:
     return sides
 
 
-def _sites(sites: object) -> list[str]:
+def _sites(sites: object, *, most: int) -> list[str]:
     if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
         raise InputError(f"sites: expected a list of names, got {sites!r}")
+    if len(sites) > most:
+        raise InputError(f"sites: expected at most {most}, the number of tensors in {WEIGHTS}, got {len(sites)}")
     return sites
 
 

@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 import shlex
 import sys
@@ -10,6 +11,7 @@ from torch import nn
 from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
+from rs_plugins.core.training import trained as trained_module
 from rs_plugins.core.training.trained import load_trained, save_trained
 from rs_plugins.errors import InputError
 
@@ -283,6 +285,58 @@ def test_the_network_below_a_certifying_adapter_needs_trust_or_is_passed(saved):
 def test_an_adapter_that_makes_no_sense_is_named(saved, adapter, message):
     with pytest.raises(InputError, match=message):
         load_trained(saved({"name": "lenet"}, adapter=adapter))
+
+
+@pytest.mark.parametrize(
+    ("network", "adapter", "message"),
+    [
+        (
+            {"classes": 10**12},
+            {},
+            "network: classes: expected at most [0-9]+, the longest side of a .*, got 10{12}",
+        ),
+        (
+            {"name": "resnet20", "mean": None, "std": None, "channels": 10**11},
+            {},
+            "network: channels: expected at most",
+        ),
+        ({}, {"hidden": 10**11}, "adapter: hidden: expected at most [0-9]+, the"),
+        ({}, {"hidden": 10**30}, "adapter: hidden: expected at most [0-9]+, the"),
+        ({}, {"shape": [1, 20_000, 20_000]}, "adapter: shape: expected that of an image"),
+        ({}, {"shape": [2**30]}, "adapter: shape: expected that of an image"),
+        (
+            {},
+            {"kind": "token", "hidden": None, "sites": [str(site) for site in range(99)]},
+            "adapter: sites: expected at most [0-9]+, the number of tensors",
+        ),
+    ],
+    ids=["classes", "channels", "hidden", "huge hidden", "sides", "pixels", "sites"],
+)
+def test_a_record_that_asks_for_all_memory_is_refused(saved, monkeypatch, network, adapter, message):
+    plain = {"kind": "feature", "hidden": 5, "shape": [1, 28, 28]}
+    model = adapt(make_network(**LENET), (1, 28, 28), AdapterDesign(kind="feature", hidden=5))
+    folder = saved(LENET, model, adapter=plain)
+    load_trained(folder)
+    monkeypatch.setattr("rs_plugins.core.training.trained.adapt", lambda *_, **__: pytest.fail("it is made"))
+    folder = saved({**LENET, **network}, model, adapter={**plain, **adapter})
+    with pytest.raises(InputError, match=rf"model\.json: {message}"):
+        load_trained(folder)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no memory"), TypeError(), OverflowError(), MemoryError()], ids=repr)
+@pytest.mark.parametrize("maker", ["make_network", "adapt"])
+def test_what_cannot_be_made_is_named(saved, monkeypatch, maker, failure):
+    folder = saved({"name": "lenet"}, adapter={"shape": [1, 28, 28]})
+
+    def fail(*_, **__):
+        raise failure
+
+    original = getattr(trained_module, maker)
+    monkeypatch.setattr(trained_module, maker, functools.wraps(original)(fail))
+    what = "adapter" if maker == "adapt" else "network"
+    message = rf"model\.json: {what}: nothing can be made of it \({type(failure).__name__}: {failure}\)"
+    with pytest.raises(InputError, match=message):
+        load_trained(folder)
 
 
 def test_weights_for_another_adapter_are_refused(saved):
