@@ -1,7 +1,9 @@
 """The certifying adapters: small networks that correct the features of a frozen extractor (Deng et al. 2024)."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import ClassVar
 
 import torch
@@ -106,6 +108,10 @@ class FeatureCertifyingAdapter(CertifyingAdapter):
 class TokenCertifyingAdapter(CertifyingAdapter):
     """Bottlenecks inside a transformer: t + W2·GELU(W1·LN(t)) of the tokens t that each of some blocks returns.
 
+    The blocks must not be under gradient checkpointing where a gradient is taken, as they would be computed again
+    without their bottlenecks. The re-entrant kind is refused; with the other kind, torch's backward pass raises an
+    error of its own (``CheckpointError``).
+
     Args:
         sites: Names of the blocks in the extractor, each of which returns tokens (n, tokens, width).
         width: Of the tokens.
@@ -135,21 +141,27 @@ class TokenCertifyingAdapter(CertifyingAdapter):
     def inside(self, extractor: nn.Module) -> Iterator[None]:
         """Correct the tokens of ``extractor`` in the block; afterwards it is as before, also after an exception.
 
+        Only of what this thread runs: others may run the same extractor at the same time, with their own corrections.
+
         Raises:
             InputError: If it has no block of one of the names.
+            ModelError: If one of the blocks does not run, returns no tokens, or keeps no graph where one is asked for.
         """
         parts = dict(extractor.named_modules())
         if missing := [site for site in self.sites if site not in parts]:
             raise InputError(f"sites: the extractor has no module {missing[0]!r}")
+        corrections = [_Correction(*pair) for pair in zip(self.bottlenecks, self.sites, strict=True)]
         handles = [
-            parts[site].register_forward_hook(_Correction(bottleneck, site))
-            for site, bottleneck in zip(self.sites, self.bottlenecks, strict=True)
+            parts[site].register_forward_hook(correction)
+            for site, correction in zip(self.sites, corrections, strict=True)
         ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+        if idle := [site for site, correction in zip(self.sites, corrections, strict=True) if not correction.ran]:
+            raise ModelError(f"sites: expected {idle[0]} to run in the thread that runs the extractor, but it did not")
 
 
 class _Bottleneck(nn.Module):
@@ -165,15 +177,36 @@ class _Bottleneck(nn.Module):
 
 
 class _Correction:
-    """A forward hook that puts corrected tokens in the place of those that a block returns."""
+    """A forward hook that puts corrected tokens in the place of those that a block returns, in the thread that made it.
+
+    Attributes:
+        ran: Whether it was asked to.
+    """
 
     def __init__(self, bottleneck: nn.Module, site: str) -> None:
         self._bottleneck, self._site = bottleneck, site
+        self._thread: int | None = get_ident()
+        self._graph = torch.is_grad_enabled()
+        self.ran = False
 
-    def __call__(self, _module: nn.Module, _inputs: object, tokens: object) -> Tensor:
+    def __deepcopy__(self, memo: object) -> "_Correction":
+        """Return a hook that does nothing: another thread may copy the extractor meanwhile."""
+        twin = copy.copy(self)
+        twin._thread = None
+        return twin
+
+    def __call__(self, _module: nn.Module, _inputs: object, tokens: object) -> Tensor | None:
+        if self._thread != get_ident():  # at which torch.compile breaks its graph, so compiled code asks, too
+            return None
+        self.ran = True
         if not isinstance(tokens, Tensor) or tokens.ndim != 3:
             got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
             raise ModelError(f"sites: expected {self._site} to return tokens (n, tokens, width), got {got}")
+        if self._graph and not torch.is_grad_enabled():
+            raise ModelError(
+                f"sites: expected {self._site} to keep a graph for gradients, but it runs without; switch gradient "
+                "checkpointing of the extractor off, or run the model under torch.no_grad()"
+            )
         corrected: Tensor = self._bottleneck(tokens)
         return corrected
 

@@ -1,8 +1,11 @@
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from rs_plugins.core.certifying_adapters.modules import (
     FeatureCertifyingAdapter,
@@ -157,3 +160,93 @@ def test_a_copy_corrects_its_own_copy_of_an_extractor():
     x = torch.rand(2, 2, 2, 4)
     with adapter.inside(extractor), other.inside(twin):
         assert torch.equal(extractor(x), twin(x))
+
+
+class Meeting(Tokens):
+    """Waits in its first block until another thread is there, too."""
+
+    def __init__(self, parties):
+        super().__init__()
+        barrier = threading.Barrier(parties, timeout=20)
+        self.blocks[0].register_forward_pre_hook(lambda *_: self.meet(barrier))
+        self.blocks[1].register_forward_pre_hook(lambda *_: self.meet(barrier))
+
+    def meet(self, barrier):
+        barrier.wait()
+
+
+def test_threads_do_not_see_each_others_corrections():
+    """Two that correct and one that does not, each in the middle of the same extractor with the others."""
+    alone, together = Tokens(), Meeting(3)
+    alone.load_state_dict(together.state_dict())
+    sites = ["blocks.0", "blocks.1"]
+    adapters = [TokenCertifyingAdapter(sites, 6, 6, zero_init=False) for _ in range(2)]
+    x = torch.rand(3, 2, 2, 4)
+
+    def run(adapter, extractor):
+        if adapter is None:
+            return extractor(x)
+        with adapter.inside(extractor):
+            return extractor(x)
+
+    expected = [run(adapter, alone) for adapter in (*adapters, None)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda adapter: run(adapter, together), (*adapters, None)))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert not torch.allclose(expected[0], expected[1])
+    assert not any(block._forward_hooks for block in together.blocks)
+
+
+def test_a_copy_made_meanwhile_is_of_the_extractor_alone():
+    extractor, adapter = Tokens(), TokenCertifyingAdapter(["blocks.0"], 6, 6, zero_init=False)
+    x = torch.rand(2, 2, 2, 4)
+    before = extractor(x)
+    with adapter.inside(extractor):
+        twin = copy.deepcopy(extractor)
+        assert not torch.equal(extractor(x), before)
+    assert torch.equal(twin(x), before)
+
+
+def test_sites_that_do_not_run_are_named():
+    extractor = Tokens()
+    extractor.more = nn.Linear(6, 6)
+    adapter = TokenCertifyingAdapter(["blocks.0", "more"], 6, 6)
+    with pytest.raises(ModelError, match=r"^sites: expected more to run in the thread that runs the extractor, but"):  # noqa: SIM117
+        with adapter.inside(extractor):
+            extractor(torch.rand(2, 2, 2, 4))
+    adapter = TokenCertifyingAdapter(["blocks.0"], 6, 6)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ModelError, match=r"^sites: expected blocks.0 to run in the "):  # noqa: SIM117
+        with adapter.inside(extractor):
+            pool.submit(extractor, torch.rand(2, 2, 2, 4)).result()
+    with pytest.raises(RuntimeError, match="on purpose"), adapter.inside(extractor):
+        raise RuntimeError("on purpose")
+
+
+class Checkpointed(Tokens):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        tokens = self.embed(x.reshape(len(x), -1, 4))
+        for block in self.blocks:
+            tokens = checkpoint(block, tokens, use_reentrant=self.reentrant)
+        return tokens.mean(dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_gradient_checkpointing_never_loses_a_gradient_in_silence():
+    adapter, x = TokenCertifyingAdapter(["blocks.1"], 6, 6, zero_init=False), torch.rand(2, 2, 2, 4)
+    extractor = Checkpointed(reentrant=True).requires_grad_(False)
+    message = r"^sites: expected blocks.1 to keep a graph for gradients, but it runs without; switch gradient checkp"
+    for images in (x, x.clone().requires_grad_()):
+        with pytest.raises(ModelError, match=message), adapter.inside(extractor):
+            extractor(images)
+    plain = Tokens()
+    plain.load_state_dict(extractor.state_dict())
+    with torch.no_grad(), adapter.inside(extractor), adapter.inside(plain):
+        assert torch.equal(extractor(x), plain(x))
+    with adapter.inside(extractor := Checkpointed(reentrant=False)):
+        features = extractor(x)
+    with pytest.raises(RuntimeError, match="checkpoint"):  # torch's own error
+        features.sum().backward()
