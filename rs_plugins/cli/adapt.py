@@ -89,7 +89,7 @@ def _split_sites(_context: click.Context, _option: click.Parameter, texts: tuple
     *("--test", "test"),
     metavar="FORMAT[:PLACE]",
     help="Images to certify.  [the part test of --data, if any; else a tenth of --data, at most 1000 images, that "
-    "nothing is trained on]",
+    "no certifying adapter is trained on]",
 )
 @image_size_option
 @click.option("--train-images", type=int, help="Train on so many images only, evenly spaced.")

@@ -1,11 +1,13 @@
 """What ``rs-plugins adapt`` works on: a classifier by name or from a folder, and images that are no training images."""
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rs_plugins.errors import InputError, ResultsError
+from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,9 +65,11 @@ def load_inputs(
 
     whole = open_training_set(options["data"], image_size=options["image_size"])
     train, test, name, place = _parts(whole, out, options)
+    model, network, record = _classifier(whole, train, options)
+    if place is not None:
+        _warn_of_seen(record, whole, len(test), options["model"])
     if options["train_images"] is not None:
         train = spaced_images(train, check_count(options["train_images"], "train_images"))
-    model, network = _classifier(whole, options)
     probe(model, whole.read([0]))
     adapt(model, whole.shape, design)  # what does not fit is said before anything is written
     chosen = Selection(skip=max(1, -(-len(test) // (count or _LOOKED_AT))))
@@ -89,7 +93,10 @@ def written_test(images: Images) -> Images:
     return replace(images, test=open_data_set(f"npz:{images.place}"))
 
 
-def _classifier(data: "DataSet", options: Mapping[str, Any]) -> "tuple[nn.Module, dict[str, Any]]":
+def _classifier(
+    whole: "DataSet", train: "DataSet", options: Mapping[str, Any]
+) -> "tuple[nn.Module, dict[str, Any], Mapping[str, Any]]":
+    """Return the classifier, the arguments of `make_network` that make it again, and the record of its training."""
     from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
     from rs_plugins.core.checkpoints import make_model
     from rs_plugins.core.checks import check_count
@@ -105,15 +112,48 @@ def _classifier(data: "DataSet", options: Mapping[str, Any]) -> "tuple[nn.Module
         trained = load_trained(target, trust=options["trust_model"])
         if isinstance(trained.model, AdaptedClassifier):
             raise InputError(f"model: {target} has a certifying adapter already; give the classifier without")
-        return trained.model, trained.record["network"]
-    network = describe_network(data, target, normalise=None if normalise == "none" else normalise)
+        return trained.model, trained.record["network"], trained.record
+    train = replace(train, classes=int(whole.labels.max()) + 1 if whole.classes is None else whole.classes)
+    network = describe_network(train, target, normalise=None if normalise == "none" else normalise)
     if options["classes"] is not None:
         network["classes"] = check_count(options["classes"], "classes", least=2)
     model = initial_network(network, options["weights"])
     if options["weights"] is None and (":" not in target or digest(make_model(target)) != digest(make_model(target))):
         why = "returns other weights each time" if ":" in target else "has initial weights alone"
         raise InputError(f"weights: expected --weights beside --model {target}, got none; it {why}")
-    return model, network
+    return model, network, {}
+
+
+def _warn_of_seen(record: Mapping[str, Any], whole: "DataSet", count: int, model: str) -> None:
+    """Warn if the classifier was trained on some of the ``count`` images of ``whole`` that are set aside."""
+    import numpy as np
+
+    from rs_plugins.core.data_sets.data_set import split_off
+
+    numbered = replace(whole, labels=np.arange(len(whole)))
+    held = set(split_off(numbered, count)[1].labels.tolist())
+    sources = [record, record.get("extra")]
+    seen = held & {place for source in sources if isinstance(source, Mapping) for place in _places(source, numbered)}
+    if seen:
+        warnings.warn(
+            f"{model} was trained on {len(seen)} of the {count} images of --data that are set aside to be certified, "
+            "so the figures with and without certifying adapters will be too good; name others with --test",
+            ResultsWarning,
+            stacklevel=2,
+        )
+
+
+def _places(source: Mapping[str, Any], numbered: "DataSet") -> set[int]:
+    """Return which images of a data set, whose labels are their places, the identity of a training set tells of."""
+    from rs_plugins.core.data_sets.data_set import spaced_images, split_off
+
+    parts, images = [numbered], source.get("images")
+    without = re.search(r", all but ([0-9]{1,9})$", str(source.get("data")))  # as rs-plugins train --held-out
+    if without is not None and 0 < int(without[1]) < len(numbered):
+        parts.append(split_off(numbered, int(without[1]))[0])
+    if isinstance(images, int) and images > 0:  # as rs-plugins train --train-images
+        parts += [spaced_images(part, images) for part in parts]
+    return {int(place) for part in parts if part.digest == source.get("digest") for place in part.labels}
 
 
 def _parts(

@@ -313,6 +313,43 @@ def test_a_folder_of_a_trained_network_is_adapted():
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.filterwarnings("always:base was trained on:rs_plugins.errors.ResultsWarning")
+@pytest.mark.parametrize(
+    ("trained_on", "count"),
+    [
+        ("", 4),
+        ("--held-out 4", 0),  # the very same
+        ("--held-out 3", 3),  # 0, 13 and 26 are held out; set aside are 0, 10, 20 and 30
+        ("--train-images 8", 4),  # every fifth
+        ("--held-out 8 --train-images 9", 0),
+        ("--held-out 10 --train-images 15", 1),  # every fourth is held out; of the others every second is trained on
+        ("--data npz:test.npz", 0),
+        ("--data npz:test.npz --extra npz:squares.npz", 4),
+    ],
+)
+def test_images_that_the_classifier_was_trained_on_are_told(trained_on, count):
+    train = "train --method gaussian --sigma 0.1 --data npz:squares.npz --arch my_models:small --epochs 0 --device cpu"
+    done(f"{train} --out base {trained_on}")
+    command = COMMAND.replace("--model my_models:small --weights clean.pt", "--model base --trust-model")
+    result = done(command, *shlex.split("--epochs 0 --certify-images 0"))
+    found = re.findall(
+        r"^warning: base was trained on (\d) of the 4 images of .*too good; .*--test$", result.stderr, re.M
+    )
+    assert found == ([str(count)] if count else [])
+    other = done(command, *shlex.split("--epochs 0 --certify-images 0 --test npz:test.npz --out other"))
+    assert "was trained on" not in other.output
+
+
+@pytest.mark.usefixtures("folder")
+def test_images_that_are_set_aside_do_not_count_for_normalisation(call):
+    whole = open_data_set("npz:squares.npz").read(range(40))
+    found = call("--normalise", "data", "--train-images", "9")
+    trained_on = [place for place in range(40) if place % 10]
+    assert found["network"]["mean"] == pytest.approx([float(whole[trained_on].mean())])
+    assert found["network"]["classes"] == 4
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("more", "message"),
     [
