@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rs_plugins.cli.adapt_inputs import Images, load_inputs, written_test
-from rs_plugins.cli.adapt_table import BARE, CERTIFIED, Row, kept, next_commands, table, title
+from rs_plugins.cli.adapt_table import BARE, CERTIFIED, Row, accuracy, kept, next_commands, table, title
 from rs_plugins.cli.model_errors import plain_model_errors
 from rs_plugins.cli.options import (
     INTERRUPTED,
@@ -27,7 +28,7 @@ from rs_plugins.cli.options import (
 )
 from rs_plugins.cli.plain_warnings import plain_warnings
 from rs_plugins.cli.tables import as_text
-from rs_plugins.errors import InputError, ModelError, ResultsError, RSPluginsError
+from rs_plugins.errors import InputError, ModelError, ResultsError, RSPluginsError, RSPluginsWarning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,11 +43,11 @@ _PASSED_ON = ("held_out", "seed", "device", "precision", "channels_last", "worke
 _DESIGN = ("kind", "size", "hidden", "sites", "combine", "head", "head_name")
 # beginning of an error about the classifier → what helps
 _ADVICE = {
-    "model: expected a torch.nn.Linear": "the layer that makes the logits is named with --head-name",
     "sites:": "the blocks are named with --sites",
-    "model: it fails on an input": "--model may be for other images",
-    "weights: .*(does not fit|: expected shape)": "--classes and --normalise are those of its training",
+    "model: it fails on an input": "--model, or --normalise, may be for other images",
+    "weights: .*(does not fit|: expected shape)": "by name: --classes and --normalise are those of its training",
 }
+_LOW = 0.5  # accuracy without noise below which something is likely to be wrong
 _CHANGES = ("epochs", "batch_size", "parts", "lr", "algorithm", "schedule", "weight_decay", "augment")
 
 
@@ -219,7 +220,15 @@ def _run(out: Path, quiet: bool, done: list[str], **options: Any) -> None:
     find_modules_here()
     with _about_the_options():
         model, network, images = load_inputs(out, count, design, options)
-        click.echo(title(model, network, images))
+        right = accuracy(model, images)
+        click.echo(title(model, network, images, right))
+        if right < _LOW:
+            warnings.warn(
+                f"model: it is right on {right:.1%} of the test images without noise; is --normalise that of its "
+                "training, and are the labels numbered as they were there?",
+                RSPluginsWarning,
+                stacklevel=1,
+            )
         rows = []
         for recipe in recipes:
             rows.append(_train(model, network, images, recipe, design, out, quiet, options))
@@ -229,7 +238,7 @@ def _run(out: Path, quiet: bool, done: list[str], **options: Any) -> None:
         for name, network_of in ((CERTIFIED, row.adaptation.model), (BARE, model)):
             row.logs[name] = _certify(network_of, images, row, name, plan, quiet, options)
             done.append(f"{row.folder / name} is written")
-    click.echo(f"\n{as_text(table(model, rows, images))}\n")
+    click.echo(f"\n{as_text(table(model, rows, images, right))}\n")
     for row in rows:
         for file in ("model.safetensors", "model.json", "history.csv", *row.logs):
             click.echo(f"  {row.folder / file}")

@@ -29,11 +29,11 @@ class Row:
     logs: "dict[str, Results]" = field(default_factory=dict)
 
 
-def title(model: "nn.Module", network: Mapping[str, Any], images: Images) -> str:
-    """Return what is about to be adapted, on which images, and how good it is without noise."""
+def title(model: "nn.Module", network: Mapping[str, Any], images: Images, right: float) -> str:
+    """Return what is about to be adapted, on which images, and that it is ``right`` on such a share without noise."""
     looked_at = len(images.chosen.positions(len(images.test)))
     return (
-        f"{network['name']} of {_count(model):,} parameters: right on {_accuracy(model, images):.1%} of {looked_at} "
+        f"{network['name']} of {_count(model):,} parameters: right on {right:.1%} of {looked_at} "
         f"images of {images.test.name} without noise; certifying adapters on {len(images.train)} images of "
         f"{images.train.name}"
     )
@@ -54,7 +54,7 @@ def _count(model: "nn.Module", *, trained: bool = False) -> int:
     return sum(value.numel() for value in model.parameters() if value.requires_grad or not trained)
 
 
-def _accuracy(model: "nn.Module", images: Images) -> float:
+def accuracy(model: "nn.Module", images: Images) -> float:
     """Return the share of the chosen test images whose class is right without noise."""
     import torch
 
@@ -70,8 +70,8 @@ def _accuracy(model: "nn.Module", images: Images) -> float:
     return right / len(positions)
 
 
-def table(model: "nn.Module", rows: Sequence[Row], images: Images) -> Table:
-    """Return the classifier without and with each certifying adapter, a line each."""
+def table(model: "nn.Module", rows: Sequence[Row], images: Images, right: float) -> Table:
+    """Return the classifier without and with each certifying adapter, a line each; ``right`` as in `title`."""
     from rs_plugins.core.report import default_radii
 
     logs = {f"{row.folder / name}": log for row in rows for name, log in row.logs.items()}
@@ -79,7 +79,7 @@ def table(model: "nn.Module", rows: Sequence[Row], images: Images) -> Table:
     radii = radii[:: -(-len(radii) // _MOST_RADII) or 1]
     header = ["", "no noise %", *(f"at {radius:g} %" for radius in radii)]
     lines = [[*header, *(["ACR", "abstain %"] if logs else []), "trained weights", "of the model's", "seconds"]]
-    bare = _percent(_accuracy(model, images))
+    bare = _percent(right)
     for row in rows:
         adapted, history = row.adaptation.model, row.adaptation.history
         count = _count(adapted, trained=True)
@@ -87,7 +87,7 @@ def table(model: "nn.Module", rows: Sequence[Row], images: Images) -> Table:
         if logs:
             lines.append([f"sigma {row.sigma:g} bare", bare, *_figures(row.logs[BARE], radii), "0", "-", "-"])
         figures = _figures(row.logs[CERTIFIED], radii) if logs else []
-        lines.append([f"sigma {row.sigma:g} adapted", _percent(_accuracy(adapted, images)), *figures, *cost])
+        lines.append([f"sigma {row.sigma:g} adapted", _percent(accuracy(adapted, images)), *figures, *cost])
     return lines
 
 

@@ -3,6 +3,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -51,10 +52,11 @@ COMMAND = (
 )
 TOKEN = "--model my_models:transformer --weights t.pt --kind token"
 
-# on so few images there is often nothing to gain
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:sigma .* with the certifying adapter:rs_plugins.errors.RSPluginsWarning"
-)
+# on so few images there is often nothing to gain, and the networks are bad
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:sigma .* with the certifying adapter:rs_plugins.errors.RSPluginsWarning"),
+    pytest.mark.filterwarnings("ignore:model. it is right on:rs_plugins.errors.RSPluginsWarning"),
+]
 
 
 def squares(name, seed, n=40):
@@ -100,6 +102,16 @@ def same(one, other):
 def certificates(path):
     log = read_results(path)
     return (log.idx.tolist(), log.predict.tolist(), log.radius.tolist())
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_classifier_that_is_hardly_ever_right_is_told():
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = done(COMMAND.replace("--epochs 2", "--epochs 0"))
+    assert "right on 0.0% of 2 images" in result.stdout
+    text = "warning: model: it is right on 0.0% of the test images without noise; is --normalise that of its training"
+    assert text in result.stderr
 
 
 @pytest.mark.usefixtures("folder")
@@ -363,14 +375,20 @@ def test_images_that_are_set_aside_do_not_count_for_normalisation(call):
         ("--head-name 1", "head_name: expected the layer whose output is the logits, but something comes after '1'"),
         (
             "--model my_models:squashed --weights inside.pt",
-            "model: expected a torch.nn.Linear .*; the layer that makes the logits is named with --head-name",
+            "model: expected a torch.nn.Linear .*; take off what comes after it, such as a softmax",
         ),
         ("--weights no.pt", "weights: there is no file no.pt\n"),
-        ("--model my_models:transformer", "weights: clean.pt does not fit .*; --classes and --normalise are those of"),
+        (
+            "--model my_models:transformer",
+            "weights: clean.pt does not fit .*; by name: --classes and --normalise are those of",
+        ),
         ("--model lenet", "weights: clean.pt does not fit the model"),
         ("--model nowhere:net", "model: cannot import nowhere"),
         ("--model nowhere", "model: .*nowhere"),
-        ("--normalise cifar10", "model: it fails on an input of shape .*; --model may be for other images"),
+        (
+            "--normalise cifar10",
+            "model: it fails on an input of shape .*; --model, or --normalise, may be for other images",
+        ),
         ("--classes 1", "classes: expected an integer >= 2, got 1"),
         ("--method smooth", "method: expected one of consistency, gaussian"),
         ("--epochs -1", "epochs: expected an integer >= 0, got -1"),

@@ -18,8 +18,8 @@ FeatureFunction = Callable[[nn.Module, Tensor], Tensor]
 
 _NAMES_SHOWN = 6
 _ADVICE = (
-    "take off what comes after the last one, such as a softmax, or pass feature_fn(model, x), which returns features "
-    "(n, p), with head_name where one of these layers makes the logits of them"
+    "take off what comes after it, such as a softmax, which changes no decision; for another network pass (in Python) "
+    "feature_fn(model, x), which returns features (n, p), and the last layer is a new one"
 )
 
 

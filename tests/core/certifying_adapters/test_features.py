@@ -441,7 +441,7 @@ AFTER = [lambda z: log_softmax(z, 1), lambda z: z.relu_(), lambda z: z + 0, lamb
 def test_what_comes_after_the_last_layer_is_not_lost(change):
     message = (
         r"^model: expected a torch.nn.Linear whose output is the logits, got others \(a, b, in the order in which they "
-        r"run\); take off what comes after the last one, such as a softmax, or pass feature_fn\(model, x\).*head_name"
+        r"run\); take off what comes after it, such as a softmax.*feature_fn\(model, x\)"
     )
     with pytest.raises(InputError, match=message):
         split_features(after(change), EXAMPLE)
