@@ -1,5 +1,6 @@
 """A trained network in a folder: ``model.safetensors``, and ``model.json``, which says what it is. No pickles."""
 
+import copy
 import json
 import math
 import shlex
@@ -58,8 +59,9 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
     Args:
         folder: Where ``model.safetensors`` and ``model.json`` are.
         model: A network of the same architecture, whose weights are overwritten; needed only if it was not trained by
-            name. Where it has a certifying adapter, an `AdaptedClassifier` with the extractor that it was trained with:
-            what is frozen is compared and not written, as its memory may be that of the classifier it was made of.
+            name. Of one with a certifying adapter either the classifier without it, which is copied, or an
+            `AdaptedClassifier` with the extractor that it was trained with: what is frozen is compared and not written,
+            as its memory may be that of the classifier it was made of.
         trust: Whether a function PACKAGE.MODULE:FUNCTION that ``model.json`` names may be imported and called. Without,
             nothing in the folder is executed: networks of ours, torchvision and timm are made by name.
 
@@ -71,20 +73,20 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
     record = read_record(folder)
     sigma = check_positive(record.get("sigma", 0), f"{folder / RECORD}: sigma")
     adapter = record.get("adapter")
+    if model is not None and (adapter is None or isinstance(model, AdaptedClassifier)):
+        load_into(model, folder / WEIGHTS)
+        return Trained(model.eval(), sigma, record)
+    stored = read_weights(folder / WEIGHTS)
     if model is None:
-        network, stored = _network(folder, record, trust=trust), read_weights(folder / WEIGHTS)
+        network = _network(folder, record, trust=trust)
         with _making(f"{folder / RECORD}: network"):
             model = make_network(**_bounded(network, stored))
-        if adapter is not None:
-            with _making(f"{folder / RECORD}: adapter"):
-                model = _adapted(model.to(_floating_type(stored)), adapter, stored)  # its digits depend on the type
-        load_weights(model, folder / WEIGHTS)  # nobody else has its memory
-        _check_extractor(model, folder, record)
-        return Trained(model.eval(), sigma, record)
-    if adapter is not None and not isinstance(model, AdaptedClassifier):
-        got, what = type(model).__name__, "an AdaptedClassifier, as adapt(model, shape, design) makes it"
-        raise InputError(f"model: {folder / RECORD} is of a network with a certifying adapter; pass {what}, got {got}")
-    load_into(model, folder / WEIGHTS)
+    if adapter is not None:
+        with _making(f"{folder / RECORD}: adapter"):
+            twin = copy.deepcopy(model).to(_floating_type(stored))  # the extractor's digits depend on the type
+            model = _adapted(twin, adapter, stored)
+    load_weights(model, folder / WEIGHTS)  # nobody else has its memory
+    _check_extractor(model, folder, record)
     return Trained(model.eval(), sigma, record)
 
 
@@ -118,9 +120,10 @@ def _network(folder: Path, record: Mapping[str, Any], *, trust: bool) -> dict[st
     name = network["name"]
     if ":" in name and not trust:  # all other names are looked up among networks that are known
         words = ["--model", name, "--weights", str(folder / WEIGHTS), "--sigma", f"{record['sigma']:g}"]
+        by_hand = "" if record.get("adapter") is not None else f" ({shlex.join(words)})"
         raise InputError(
             f"model: {place} names a function, {name}, which would be imported and called; if you trust it, say "
-            f"trust=True (--trust-model), or pass the network yourself, model=… ({shlex.join(words)})"
+            f"trust=True (--trust-model), or pass the network yourself, model=…{by_hand}"
         )
     return network
 

@@ -251,8 +251,22 @@ def test_the_network_below_a_certifying_adapter_needs_trust_or_is_passed(saved):
     folder = saved(None, adapter=plain)
     with pytest.raises(InputError, match="does not name the network; pass one of the same architecture"):
         load_trained(folder)
-    with pytest.raises(InputError, match=r"with a certifying adapter; pass an AdaptedClassifier, as .*, got Linear"):
+    with pytest.raises(InputError, match=r"model\.json: adapter: model: it fails on an input of shape \(1, 2, 3, 4\)"):
         load_trained(folder, model=nn.Linear(2, 3))
+
+
+def test_the_classifier_itself_is_enough_for_a_folder_with_its_certifying_adapter(saved):
+    base = make_network(**LENET).eval()
+    design = AdapterDesign(kind="feature", hidden=5)
+    model = different(adapt(base, (1, 28, 28), design, copied=True))
+    plain = {**design.plain(), "shape": [1, 28, 28]}
+    folder = saved(None, model, adapter=plain, extractor=model.extractor_fingerprint())
+    fresh = make_network(**{**LENET, "seed": 7})  # its weights do not matter, and stay
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    found = load_trained(folder, model=fresh).model
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(found(x), model.eval()(x))
+    assert all(torch.equal(before[key], value) for key, value in fresh.state_dict().items())
 
 
 @pytest.mark.parametrize(
