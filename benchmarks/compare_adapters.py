@@ -76,6 +76,7 @@ def markdown(made: dict[str, Any], rows: Sequence[dict[str, Any]], whole: int) -
         "sigma",
         "way",
         "trained",
+        "pass",
         "images seen",
         "seconds",
         *(f"{r:g}" for r in RADII),
