@@ -76,6 +76,7 @@ class Step:
         last: Whether it is the last one of the epoch.
         source: Which source they are of.
         rows: Their positions in it, (n,).
+        elapsed: How many passes over the data are finished, with the part of the one under way.
     """
 
     epoch: int
@@ -83,6 +84,7 @@ class Step:
     last: bool
     source: int
     rows: Tensor
+    elapsed: float
 
     @property
     def name(self) -> str:
@@ -127,7 +129,8 @@ class Batches:
             order = torch.randperm(len(batches), generator=stream(self.seed, "order of sources", epoch))
             batches = [batches[place] for place in order.tolist()]
         cut = [(source, part) for source, rows in batches for part in rows.tensor_split(_pieces(self.parts, len(rows)))]
-        return [Step(epoch, index, index == len(cut) - 1, *step) for index, step in enumerate(cut)]
+        count = len(cut)
+        return [Step(epoch, at, at == count - 1, *step, epoch + at / count) for at, step in enumerate(cut)]
 
     def steps_an_epoch(self) -> int:
         """Return how many steps the first epoch has; others may differ where other sources have incomplete batches."""

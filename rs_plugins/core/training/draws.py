@@ -36,6 +36,10 @@ class BlockDraws:
         """Return one number for each of the images ``x`` (n, *input), uniform in [0, 1), as (n,)."""
         return self._for(x, lambda draws, block: draws.uniform(block))
 
+    def fresh(self, purpose: str, key: int = 0) -> torch.Generator:
+        """Return a fresh generator for what belongs to no image, the same in all processes."""
+        return stream(self._seed, f"{self._purpose} {purpose}", key, device=self._device)
+
     def _for(self, x: Tensor, draw: Callable[[Draws, Tensor], Tensor]) -> Tensor:
         """Return what ``draw`` gives for the images ``x``: draws for whole blocks, of which those of ``x`` are kept."""
         block = x.new_empty(()).expand(BLOCK, *x.shape[1:])  # only its shape and type count

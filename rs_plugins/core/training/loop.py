@@ -184,7 +184,8 @@ def minimise(
         draws = BlockDraws(batches.seed, f"training {step.name}", first=share.first, device=fabric.device)
         layers = stream(batches.seed, f"layers {step.name}", fabric.global_rank).initial_seed()
         with torch_randomness(layers):  # dropout and its like know no other generator
-            loss = weight * loss_of(_on(x, fabric.device, dtype), _on(y, fabric.device, dtype), step.epoch, draws)
+            images, labels = _on(x, fabric.device, dtype), _on(y, fabric.device, dtype)
+            loss = weight * loss_of(images, labels, step.epoch, step.elapsed, draws)
         optimizer.zero_grad()
         fabric.backward(loss * share.weight)
         mean = _mean_over_processes(fabric, loss, share)
@@ -266,10 +267,10 @@ class _Loss(nn.Module):
         self.model = model
         self._objective, self._augment = objective, augment
 
-    def forward(self, x: Tensor, y: Tensor, epoch: int, draws: Draws) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, epoch: int, elapsed: float, draws: Draws) -> Tensor:
         if self._augment is not None:
             x = self._augment(x, draws)
-        return self._objective(self.model, Batch(x, y, epoch), draws)
+        return self._objective(self.model, Batch(x, y, epoch, elapsed), draws)
 
 
 def _mean_over_processes(fabric: "Fabric", loss: Tensor, share: Share) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_nonnegative
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
+from rs_plugins.core.streams import stream
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Batch:
         x: (n, *input), pixels in [0, 1].
         y: Labels (n,); some objectives also take class probabilities (n, classes).
         epoch: How many passes over the data are finished; warm-up goes by it.
+        elapsed: How many are, with the part of the one under way: what changes from step to step goes by it.
     """
 
     x: Tensor
     y: Tensor
     epoch: int = 0
+    elapsed: float = 0.0
 
 
 class Draws(Protocol):
@@ -34,6 +37,12 @@ class Draws(Protocol):
 
     def uniform(self, x: Tensor) -> Tensor:
         """Return one number for each of the images ``x`` (n, *input), uniform in [0, 1), as (n,)."""
+
+    def fresh(self, purpose: str, key: int = 0) -> torch.Generator:
+        """Return a fresh generator for what belongs to no image, such as noise on weights: the same in all processes.
+
+        It begins anew at each call, so that what it has drawn need not be kept.
+        """
 
 
 # The model is in train mode. The result is a scalar.
@@ -46,9 +55,11 @@ class StreamDraws:
 
     Attributes:
         generator: On the device of the images.
+        seed: Of what belongs to no image.
     """
 
     generator: torch.Generator
+    seed: int = 0
 
     def noise(self, noise: Noise, x: Tensor, samples: int) -> Tensor:
         """Return draws of ``noise`` for ``x`` (n, *input), independent per image and sample, (n, samples, *input)."""
@@ -57,6 +68,10 @@ class StreamDraws:
     def uniform(self, x: Tensor) -> Tensor:
         """Return one number for each of the images ``x`` (n, *input), uniform in [0, 1), as (n,)."""
         return torch.rand(len(x), generator=self.generator, device=x.device, dtype=x.dtype)
+
+    def fresh(self, purpose: str, key: int = 0) -> torch.Generator:
+        """Return a fresh generator for what belongs to no image."""
+        return stream(self.seed, purpose, key, device=self.generator.device)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.draws import BLOCK, BlockDraws
+from rs_plugins.core.training.objective import StreamDraws
 
 X = torch.zeros(50, 2, 3)
 NOISE = GaussianNoise(0.5)
@@ -52,3 +53,23 @@ def test_draws_go_on_within_a_step():
 def test_the_type_is_that_of_the_images():
     found = draw(0, 3, x=X.double())
     assert [part.dtype for part in found] == [torch.float64] * 3
+
+
+def test_what_belongs_to_no_image_is_the_same_at_each_call_and_in_each_process():
+    def numbers(draws, purpose="weights", key=0):
+        return torch.randn(5, generator=draws.fresh(purpose, key)).tolist()
+
+    draws = BlockDraws(0, "step")
+    assert numbers(draws) == numbers(draws) == numbers(BlockDraws(0, "step", first=20))
+    others = [
+        *(numbers(draws, key=1), numbers(draws, purpose="other")),
+        *(numbers(BlockDraws(1, "step")), numbers(BlockDraws(0, "other"))),
+    ]
+    assert len({tuple(found) for found in [numbers(draws), *others]}) == 5
+
+
+def test_draws_of_one_generator_have_others_for_what_belongs_to_no_image():
+    draws = StreamDraws(torch.Generator().manual_seed(0), seed=3)
+    first = torch.randn(5, generator=draws.fresh("weights", 2))
+    assert torch.equal(first, torch.randn(5, generator=draws.fresh("weights", 2)))
+    assert not torch.equal(first, torch.randn(5, generator=StreamDraws(draws.generator, seed=4).fresh("weights", 2)))
