@@ -46,6 +46,7 @@ def test_the_table_agrees_with_the_logs(outcome):
         assert float(row[8]) == pytest.approx(results.average_certified_radius, abs=6e-4)
 
 
+@pytest.mark.slow
 def test_the_demo_repeats_itself(outcome, tmp_path):
     folder, _ = outcome
     run_demo(tmp_path, SMALL, progress=False)

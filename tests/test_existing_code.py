@@ -72,7 +72,12 @@ def execute(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd="/", env=environ, capture_output=True, text=True, timeout=180)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+ALWAYS = ("ta_getattr.py", "ta_in_all.py", "art_getattr.py", "art_trainer.py")  # the others start as many processes
+
+
+@pytest.mark.parametrize(
+    "script", [script if script in ALWAYS else pytest.param(script, marks=pytest.mark.slow) for script in SCRIPTS]
+)
 def test_existing_code(script):
     with ThreadPoolExecutor(2) as pool:
         plain = pool.submit(execute, plainly(script))

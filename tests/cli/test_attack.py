@@ -350,6 +350,7 @@ def test_interrupted_before_the_first_image():
     assert "stopped; no image is done yet; go on with the same command and --resume" in result.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c(folder):
     """In a process of its own, with a real signal."""
     words = [sys.executable, "-c", "from rs_plugins.cli import main; main()", *shlex.split(COMMAND)]

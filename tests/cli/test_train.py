@@ -538,6 +538,7 @@ def test_torchrun(folder):
         torch.testing.assert_close(weights(place), weights(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme(tmp_path, monkeypatch):
     """A file's content after ``cat``, then commands."""
     pytest.importorskip("sklearn")

@@ -52,7 +52,10 @@ def mistakes(seeds, level, **how):
 
 @pytest.mark.parametrize(
     ("noise", "antithetic", "targeted"),
-    [("fixed", False, False), ("fixed", True, True), ("fresh", False, True), ("fresh", True, False)],
+    [
+        *(("fixed", False, False), pytest.param("fixed", True, True, marks=pytest.mark.slow)),
+        *(pytest.param("fresh", False, True, marks=pytest.mark.slow), ("fresh", True, False)),
+    ],
 )
 def test_what_is_found_fools_the_smoothed_classifier_but_for_the_probability(noise, antithetic, targeted):
     """Judged by the half-space itself; without `confirm` the search ends at a boundary that the draws have moved."""

@@ -276,7 +276,13 @@ def test_each_image_is_written_before_the_next(tmp_path):
     assert content(log) == content(tmp_path / "whole.tsv")
 
 
-@pytest.mark.parametrize("plan", [FixedBudget(n0=10, n=2000), OnGrid(radii=(0.0, 0.25, 0.5), n=5000)], ids=repr)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(FixedBudget(n0=10, n=2000), id="fixed-budget"),
+        pytest.param(OnGrid(radii=(0.0, 0.25, 0.5), n=5000), id="on-grid", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_twenty_times_it_makes_the_same_log(tmp_path, monkeypatch, plan):
     """SIGKILL at random moments, also before the first image; a fresh process goes on."""
     images = np.random.default_rng(0).integers(0, 256, (60, 1, 3, 3), dtype=np.uint8)

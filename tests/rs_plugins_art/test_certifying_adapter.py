@@ -340,6 +340,7 @@ def test_images_outside_0_to_1_are_refused(method, x, y):
         getattr(adapted(), method)(x * 1.5 - 0.2, y if method == "fit" else 20)
 
 
+@pytest.mark.slow
 def test_digits_become_certifiable_by_a_certifying_adapter():
     digits = load_digits()
     x, y = (digits.images[:, None] / 16).astype(np.float32), digits.target

@@ -88,6 +88,7 @@ def predict_elsewhere(connection):
     connection.send(classifier.predict(x))
 
 
+@pytest.mark.slow
 def test_a_pickle_can_be_read_by_a_fresh_process(x, y):
     classifier = trained(x, y)
     here, there = multiprocessing.Pipe()

@@ -92,7 +92,10 @@ def add(states, key, least, mass):
 
 
 @pytest.mark.parametrize("test", ["exact", "betting"])
-@pytest.mark.parametrize(("radii", "sigma"), [(CIFAR, 0.25), (MNIST, 1.0)], ids=["four", "sixteen"])
+@pytest.mark.parametrize(
+    ("radii", "sigma"),
+    [pytest.param(CIFAR, 0.25, id="four"), pytest.param(MNIST, 1.0, id="sixteen", marks=pytest.mark.slow)],
+)
 def test_no_radius_beyond_the_true_one_is_certified_more_often_than_alpha(radii, sigma, test):
     """At the defaults, over all 100,000 votes, simultaneously over the grid."""
     plan, noise = OnGrid(radii, test=test), GaussianNoise(sigma)
