@@ -23,7 +23,7 @@ from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import Plan
 from rs_plugins.core.results import Results
 from rs_plugins.core.results_files import read_results
-from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.core.results_writer import LogWriter, ResultsWriter
 from rs_plugins.core.selection import Selection
 from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError, RSPluginsWarning
 
@@ -78,11 +78,7 @@ def certify_data_set(
         ModelError: If the model cannot be run on the images, or gives fewer classes than there are labels.
         ResultsError: If ``log`` exists and was begun with something else, or for other images.
     """
-    log, plan = Path(log), FixedBudget() if plan is None else plan
-    if not resume and log.exists() and log.stat().st_size:
-        raise ResultsError(f"{log}: it exists; to go on with it use resume (--resume), else choose another file")
-    if not log.parent.is_dir():
-        raise InputError(f"log: there is no folder {log.parent}")
+    log, plan = check_log(log, resume=resume), FixedBudget() if plan is None else plan
     check_sigma(sigma)
     data = as_data_set(data)
     selection = selection or Selection()
@@ -93,7 +89,7 @@ def certify_data_set(
         check_classes(probe(model, data.read(positions[:1]).to(home, dtype)), data)
         settled = identity(model)
     with ResultsWriter(log) as writer:
-        left = _left(writer, positions)
+        left = positions_left(writer, positions)
         parts = _parts(left or positions[:1], max(1, memory // (4 * math.prod(data.shape))))
         runs = (run(data.read(part), indices=part) for part in parts)
         first = next(runs)
@@ -108,6 +104,21 @@ def certify_data_set(
                 writer.write(certificate, label)
                 bar.add(certificate, label)
     return read_results(log)
+
+
+def check_log(log: str | Path, *, resume: bool) -> Path:
+    """Return where a log is to be written.
+
+    Raises:
+        InputError: If there is no such folder.
+        ResultsError: If the log exists and is not to be gone on with.
+    """
+    log = Path(log)
+    if not resume and log.exists() and log.stat().st_size:
+        raise ResultsError(f"{log}: it exists; to go on with it use resume (--resume), else choose another file")
+    if not log.parent.is_dir():
+        raise InputError(f"log: there is no folder {log.parent}")
+    return log
 
 
 def as_data_set(data: object) -> DataSet:
@@ -164,7 +175,7 @@ def check_classes(classes: int, data: DataSet) -> None:
         )
 
 
-def _left(writer: ResultsWriter, positions: Sequence[int]) -> list[int]:
+def positions_left(writer: LogWriter, positions: Sequence[int]) -> list[int]:
     """Return the positions that the log does not hold yet.
 
     Raises:

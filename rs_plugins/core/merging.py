@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from rs_plugins.core.log_kinds import LogKind, Rows_co, Table
 from rs_plugins.core.results import Ints, Results
-from rs_plugins.core.results_files import HEADERS, parse_results
+from rs_plugins.core.results_files import RESULTS
 from rs_plugins.core.results_writer import (
     changes,
     complete_lines,
@@ -28,11 +29,22 @@ _Record = dict[str, Any]
 
 
 def merge_results(logs: Sequence[_Path], out: _Path, *, partial: bool = False) -> Results:
+    """Put the logs of a run's shards together as `merge_logs` does, those of randomized smoothing.
+
+    Raises:
+        InputError: If there are no logs.
+        ResultsError: As `merge_logs`.
+    """
+    return merge_logs(logs, out, RESULTS, partial=partial)
+
+
+def merge_logs(logs: Sequence[_Path], out: _Path, kind: LogKind[Rows_co], *, partial: bool = False) -> Rows_co:
     """Put the logs of a run's shards together: the file, and its record, that one run over all images would have made.
 
     Args:
         logs: The logs, in any order.
         out: The file to write; beside it ``out.json``.
+        kind: What kind of logs.
         partial: Merge what there is, with a `ResultsWarning`, where a shard is missing or not finished.
 
     Returns:
@@ -56,9 +68,9 @@ def merge_results(logs: Sequence[_Path], out: _Path, *, partial: bool = False) -
         for path, record in zip(paths[1:], records[1:], strict=True):
             if difference := changes(_of_all(records[0]), _of_all(record)):
                 raise ResultsError(f"{path}: of another run than {paths[0]} ({difference})")
-        text = _merged(paths, partial)
-        results = parse_results(text, target)
-        record, missing = _of_whole(records), _missing(paths, records, results.idx)
+        text = _merged(paths, kind, partial)
+        results = kind.parse(text, target)
+        record, missing = _of_whole(records), _missing(paths, records, kind, results.idx)
     if missing and not partial:
         raise ResultsError(f"{missing}; partial (--partial) merges what there is")
     if missing:
@@ -70,7 +82,7 @@ def merge_results(logs: Sequence[_Path], out: _Path, *, partial: bool = False) -
     return results
 
 
-def warn_unfinished(log: _Path, results: Results) -> None:
+def warn_unfinished(log: _Path, results: Table) -> None:
     """Warn where ``log``, whose rows are ``results``, holds fewer images than the record beside it says it will."""
     try:
         positions = positions_of(read_record(Path(log)))
@@ -114,10 +126,10 @@ def _of_whole(records: Sequence[_Record]) -> _Record:
     return records[0] | {"selection": whole.record(records[0]["images"])}
 
 
-def _missing(paths: Sequence[Path], records: Sequence[_Record], indices: Ints) -> str:
+def _missing(paths: Sequence[Path], records: Sequence[_Record], kind: LogKind[Table], indices: Ints) -> str:
     """Return in words what is missing of the images that all logs together should hold, nothing if all are there."""
     for path, record in zip(paths, records, strict=True):
-        wanted, held = positions_of(record), set(_indices(path))
+        wanted, held = positions_of(record), set(_indices(path, kind))
         if wanted is not None and (left := sorted(set(wanted) - held)):
             done = len(wanted) - len(left)
             return (
@@ -133,23 +145,23 @@ def _missing(paths: Sequence[Path], records: Sequence[_Record], indices: Ints) -
     return f"logs: {len(lost)} images are missing, the first is image {lost[0]}{names}"
 
 
-def _indices(path: Path) -> list[int]:
-    found: list[int] = parse_results(complete_lines(path)[0], path).idx.tolist()
+def _indices(path: Path, kind: LogKind[Table]) -> list[int]:
+    found: list[int] = kind.parse(complete_lines(path)[0], path).idx.tolist()
     return found
 
 
-def _merged(paths: Sequence[Path], partial: bool) -> bytes:
+def _merged(paths: Sequence[Path], kind: LogKind[Table], partial: bool) -> bytes:
     rows: dict[int, tuple[bytes, Path]] = {}
     headers: dict[bytes, Path] = {}
     for path in paths:
         complete, cut = complete_lines(path)
         header, *lines = complete.splitlines(keepends=True) or [b""]
-        if header.decode(errors="replace") not in HEADERS:
+        if header.decode(errors="replace") not in kind.headers:
             raise ResultsError(f"{path}: expected a log begun by rs-plugins, got another file")
         if cut and not partial:
             raise ResultsError(f"{path}: it ends in the middle of a line; go on with that run first")
         headers.setdefault(header, path)
-        for index, line in zip(parse_results(complete, path).idx.tolist(), lines, strict=True):
+        for index, line in zip(kind.parse(complete, path).idx.tolist(), lines, strict=True):
             if index in rows:
                 raise ResultsError(f"{path}: image {index} is in {rows[index][1]} already")
             rows[index] = line, path

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rs_plugins.core.certification import Certificate
+from rs_plugins.core.log_kinds import LogKind
 from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.core.results import Results, common
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
@@ -24,7 +25,6 @@ COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 OUR_COLUMNS = ("pa_lower", "count", "n0", "n", "sigma", "alpha", "seed", "runner_up", "draw", "invalid")
 HEADER = "\t".join((*COLUMNS, *OUR_COLUMNS)) + "\n"
 OLDER_HEADER = HEADER.removesuffix("\tinvalid\n") + "\n"
-HEADERS = (HEADER, OLDER_HEADER)
 _REQUIRED = ("idx", "label", "predict", "correct", "time")  # a prediction log has no radius
 _INTEGER = re.compile(r"-?\d{1,18}")  # what fits into 64 bits
 _TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -84,6 +84,9 @@ def parse_results(data: bytes, path: str | os.PathLike[str]) -> Results:
         sigma=common([row["sigma"] for row in rows]) if "sigma" in header else None,
         alpha=common([row["alpha"] for row in rows]) if "alpha" in header else None,
     )
+
+
+RESULTS = LogKind(HEADER, parse_results, older=(OLDER_HEADER,))
 
 
 def text_of(data: bytes, path: str | os.PathLike[str]) -> str:

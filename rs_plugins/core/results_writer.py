@@ -1,4 +1,4 @@
-"""Writes certification logs, each image on disk before the next is written; goes on after a crash.
+"""Writes logs of certification, each image on disk before the next is written; goes on after a crash.
 
 Beside ``LOG.tsv`` lies its record ``LOG.tsv.json``: with what its certificates are made, and for which images.
 """
@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from rs_plugins.core.certification import Certificate, Provenance
-from rs_plugins.core.results_files import HEADER, OLDER_HEADER, format_row, parse_results
+from rs_plugins.core.certification import Certificate
+from rs_plugins.core.log_kinds import LogKind, Table
+from rs_plugins.core.results_files import RESULTS, format_row
 from rs_plugins.core.selection import Selection, positions_of
 from rs_plugins.errors import ResultsError
 
@@ -22,29 +23,31 @@ with contextlib.suppress(ImportError):  # POSIX only
     import fcntl
 
 _Path = str | os.PathLike[str]
-_HEADER = HEADER.encode()
+_MadeWith = Any  # a data class of plain values
+_Writer = TypeVar("_Writer", bound="LogWriter")
 
 
-class ResultsWriter:
-    """Appends certificates to a log, each on disk before the next is taken; goes on where a killed run stopped.
+class LogWriter:
+    """Appends rows to a log, each on disk before the next is taken; goes on where a killed run stopped.
 
     Attributes:
         done: Indices of the images that the file holds already.
 
     Args:
-        path: The log; created if absent. Nothing in it is changed before `begin` or the first `write`, and if neither
-            is called, no empty file is left behind.
+        path: The log; created if absent. Nothing in it is changed before `begin` or the first row, and if there is
+            neither, no empty file is left behind.
+        kind: What kind of log.
 
     Raises:
         ResultsError: If the file exists and is no log of ours, cannot be written, or another process is writing it.
     """
 
-    def __init__(self, path: _Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: _Path, kind: LogKind[Table]) -> None:
+        self.path, self._kind = Path(path), kind
         self.done: set[int] = set()
         self._last = -1
         self._complete = 0  # bytes of the file that are complete lines
-        self._made_with: Provenance | None = None
+        self._made_with: _MadeWith = None
         try:
             self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
@@ -57,14 +60,14 @@ class ResultsWriter:
             raise
 
     def begin(
-        self, made_with: Provenance, data: Mapping[str, Any] | None = None, selection: Selection | None = None
+        self, made_with: _MadeWith, data: Mapping[str, Any] | None = None, selection: Selection | None = None
     ) -> None:
         """Make sure that the file is of this run, before there is a certificate to write.
 
         A line that a killed run left unfinished is dropped. Called again, it only compares ``made_with``.
 
         Args:
-            made_with: With what all certificates will be made.
+            made_with: With what all certificates will be made, a data class of plain values.
             data: What tells the data set from others, by name; with ``selection`` also how many ``images`` it has.
             selection: Which of its images the file will hold. One with a later ``stop`` extends a file.
 
@@ -86,19 +89,18 @@ class ResultsWriter:
         self._made_with = made_with
         self._file.truncate(self._complete)
         if not self._complete:
-            self._append(_HEADER)
+            self._append(self._kind.header.encode())
 
-    def write(self, certificate: Certificate, label: int) -> None:
-        """Append the row of one image with true class ``label`` and force it to disk.
+    def append(self, index: int, made_with: _MadeWith, row: str) -> None:
+        """Append the ``row`` of the image ``index``, a line with its end, and force it to disk.
 
         Raises:
-            ResultsError: If the file was begun with another model, noise, plan or seed, or holds a later image already.
+            ResultsError: If the file was begun with anything else than ``made_with``, or holds a later image already.
         """
-        index = certificate.index
         if index <= self._last:
             raise ResultsError(f"{self.path}: expected images in increasing order, got {index} after {self._last}")
-        self.begin(certificate.made_with)
-        self._append(format_row(certificate, label).encode())
+        self.begin(made_with)
+        self._append(row.encode())
         self.done.add(index)
         self._last = index
 
@@ -110,7 +112,7 @@ class ResultsWriter:
                     self.path.unlink()
             self._file.close()
 
-    def __enter__(self) -> "ResultsWriter":
+    def __enter__(self: _Writer) -> _Writer:
         return self
 
     def __exit__(
@@ -140,19 +142,42 @@ class ResultsWriter:
     def _look(self) -> None:
         """Find out what the file holds, not counting a line that a killed run left unfinished."""
         complete, cut = complete_lines(self.path)
-        if _HEADER.startswith(complete + cut):  # nothing, or not even the whole header
+        header = self._kind.header.encode()
+        if header.startswith(complete + cut):  # nothing, or not even the whole header
             return
-        if complete.splitlines(keepends=True)[:1] == [OLDER_HEADER.encode()]:
+        if complete.splitlines(keepends=True)[:1] in [[older.encode()] for older in self._kind.older]:
             raise ResultsError(
                 f"{self.path}: begun by an older version, which alone can go on with it; choose another file"
             )
-        if not complete.startswith(_HEADER):
+        if not complete.startswith(header):
             raise ResultsError(
                 f"{self.path}: expected a log begun by rs-plugins, got another file; choose another name"
             )
         self._complete = len(complete)
-        self.done = set(parse_results(complete, self.path).idx.tolist())
+        self.done = set(self._kind.parse(complete, self.path).idx.tolist())
         self._last = max(self.done, default=-1)
+
+
+class ResultsWriter(LogWriter):
+    """Appends certificates to a log, as `LogWriter` does.
+
+    Args:
+        path: The log.
+
+    Raises:
+        ResultsError: If the file exists and is no log of ours, cannot be written, or another process is writing it.
+    """
+
+    def __init__(self, path: _Path) -> None:
+        super().__init__(path, RESULTS)
+
+    def write(self, certificate: Certificate, label: int) -> None:
+        """Append the row of one image with true class ``label`` and force it to disk.
+
+        Raises:
+            ResultsError: If the file was begun with another model, noise, plan or seed, or holds a later image already.
+        """
+        self.append(certificate.index, certificate.made_with, format_row(certificate, label))
 
 
 def lock(file: IO[bytes], path: Path, *, shared: bool = False) -> None:
