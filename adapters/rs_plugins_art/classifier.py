@@ -1,6 +1,5 @@
 """The smoothed classifier as an ART estimator."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +7,17 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from rs_plugins.core.checks import check_count, check_images
+from rs_plugins.core.checks import check_count
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.smoothing import soft_vote
-from rs_plugins.core.streams import stream
-from rs_plugins.core.training.loop import Scheduler, train
+from rs_plugins.core.training.loop import Scheduler
 from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError, ModelError
-from rs_plugins_art.arrays import Array, host_rows, set_aside_broken, to_targets
+from rs_plugins_art.arrays import Array, host_rows, set_aside_broken
 from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
-from rs_plugins_art.fitting import gradients_kept, in_eval_mode, objective_for, one_epoch
+from rs_plugins_art.fitting import objective_for
 from rs_plugins_art.gradients import SmoothedGradients
 from rs_plugins_art.neutral import refuse_training_mode
 
@@ -182,36 +179,6 @@ class SmoothedClassifier(SmoothedGradients):
             first_epoch=first_epoch,
         )
 
-    def _fit(
-        self,
-        x: object,
-        y: object,
-        objective: Objective,
-        *,
-        nb_epochs: int,
-        training_mode: bool,
-        verbose: bool,
-        **how: Any,
-    ) -> list[float]:
-        """Do what `fit` does and return the mean loss of each epoch."""
-        if self._optimizer is None:
-            raise InputError("optimizer: needed for training; pass one to the constructor")
-        images = check_images(self._images(x), "x").detach()
-        targets = to_targets(y, n=len(images), classes=self.nb_classes)
-        self._fits += 1
-        with gradients_kept(self.base_model):
-            return train(
-                self.base_model,
-                images,
-                targets.to(images.dtype) if targets.ndim == 2 else targets,
-                objective if training_mode else in_eval_mode(objective),
-                optimizer=self._optimizer,
-                epochs=check_count(nb_epochs, "nb_epochs", least=0),
-                seed=stream(self.seed, "fit", self._fits).initial_seed(),
-                progress=verbose,
-                **how,
-            )
-
     def fit_generator(
         self,
         generator: Any,
@@ -253,32 +220,6 @@ class SmoothedClassifier(SmoothedGradients):
             training_mode=training_mode,
             parts=parts,
         )
-
-    def _fit_generator(
-        self,
-        generator: Any,
-        objective: Objective,
-        *,
-        nb_epochs: int,
-        first_epoch: int,
-        scheduler: Scheduler | None,
-        verbose: bool,
-        after_epoch: Callable[[int, float], None] | None = None,
-        **how: Any,
-    ) -> None:
-        """Do what `fit_generator` does; ``after_epoch`` is called with the number of each epoch and its mean loss."""
-        first_epoch = check_count(first_epoch, "first_epoch", least=0)
-        epochs = range(first_epoch, first_epoch + check_count(nb_epochs, "nb_epochs", least=0))
-        for epoch in tqdm(epochs, desc="train", unit="epoch", disable=not verbose):
-            total = seen = 0.0
-            for x, y in one_epoch(generator):
-                batch = {"batch_size": len(x), "nb_epochs": 1, "first_epoch": epoch, "verbose": False}
-                (loss,) = self._fit(x, y, objective, **batch, **how)
-                total, seen = total + loss * len(x), seen + len(x)
-            if scheduler is not None:
-                scheduler.step()
-            if after_epoch is not None:
-                after_epoch(epoch, total / seen)
 
     # ---- files -------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Which of ART's settings keep radii in pixels: those that change nothing between the image and the model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ from torch import nn
 from rs_plugins.errors import InputError
 
 _DEFENCES = ("preprocessing_defences", "postprocessing_defences")
-_OURS = {"scale": "sigma", "sample_size": "samples (for predict) and n0 (for certify)"}
 _MIXED_PRECISION = ("opt_level", "loss_scale")  # without effect where use_amp is False
 
 
-def check_host_words(words: dict[str, Any]) -> None:
-    """Check what ART's own constructor takes and a smoothed classifier only at its neutral value.
+def check_host_words(words: Mapping[str, Any], kind: str, ours: Mapping[str, str]) -> None:
+    """Check what ART's own constructor takes and the class ``kind`` of ours only at its neutral value.
+
+    Args:
+        words: What was given beyond the parameters of that class.
+        kind: Its name, for messages.
+        ours: For words of ART that have another name here, that name.
 
     Raises:
         InputError: If a value is not neutral.
@@ -31,8 +36,8 @@ def check_host_words(words: dict[str, Any]) -> None:
             if value:
                 raise InputError("use_amp: expected False; give a model that does its own autocasting instead")
         elif name not in _MIXED_PRECISION:
-            hint = f"; the name here is {_OURS[name]}" if name in _OURS else ""
-            raise TypeError(f"SmoothedClassifier() got an unexpected keyword argument {name!r}{hint}")
+            hint = f"; the name here is {ours[name]}" if name in ours else ""
+            raise TypeError(f"{kind}() got an unexpected keyword argument {name!r}{hint}")
 
 
 def check_preprocessing(preprocessing: object) -> None:
@@ -83,7 +88,7 @@ def check_clip_values(clip_values: Any) -> None:
 
 
 def check_loss(loss: object) -> None:
-    """Check that ``loss`` is plain cross-entropy, which is what smoothed classifiers are trained and attacked with.
+    """Check that ``loss`` is plain cross-entropy, which is what our classifiers are trained and attacked with.
 
     Raises:
         InputError: Otherwise.
