@@ -125,3 +125,23 @@ def like(x: object, value: Tensor) -> Any:
     """Return ``value`` as ``x`` came: a tensor of its dtype on its device, or else a float32 array."""
     value = value.detach()
     return value.to(x.device, x.dtype) if isinstance(x, Tensor) else value.float().cpu().numpy()
+
+
+def wanted_labels(label: Any, n: int, classes: int, device: torch.device) -> list[Tensor]:
+    """Return the labels (n,) of each gradient that ``label`` of ART's ``class_gradient`` asks for.
+
+    Args:
+        label: None for all classes; one class, or one per image.
+        n: Number of images.
+        classes: Number of classes.
+        device: Where to put them.
+
+    Raises:
+        InputError: If there is no such class.
+    """
+    if label is None:
+        return [torch.full((n,), each, device=device) for each in range(classes)]
+    labels = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
+    if labels.ndim == 0:
+        labels = np.full(n, labels)
+    return [to_classes(labels, n=n, classes=classes, name="label").to(device)]

@@ -2,21 +2,20 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rs_plugins.core.checks import check_count
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.smoothing import soft_vote, soft_vote_gradient
 from rs_plugins.errors import InputError
-from rs_plugins_art.arrays import Array, like, to_classes
+from rs_plugins_art.arrays import Array, like, wanted_labels
 from rs_plugins_art.estimator import SmoothedEstimator
+from rs_plugins_art.inner_layers import InnerLayers
 from rs_plugins_art.neutral import refuse_training_mode
 
 
-class SmoothedGradients(SmoothedEstimator):
+class SmoothedGradients(InnerLayers, SmoothedEstimator):
     """What `SmoothedClassifier` is built on; see there."""
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, *, sampling: object = None) -> Any:
@@ -61,7 +60,7 @@ class SmoothedGradients(SmoothedEstimator):
         images = self._images(x).detach().to(self._device)
         draws = self.model.draws(images[:1])
         slopes = []
-        for labels in self._wanted(label, len(images)):
+        for labels in wanted_labels(label, len(images), self.nb_classes, self._device):
             loss, slope = self._slope(images, labels, draws)
             scale = loss.neg().exp().to(slope) if self.output == "probs" else torch.ones(len(slope)).to(slope)
             slopes.append(-slope * scale.reshape(-1, *[1] * (slope.ndim - 1)))
@@ -71,16 +70,6 @@ class SmoothedGradients(SmoothedEstimator):
         """Return -log mean softmax_y, (n,), and its gradient, (n, *input), under ``draws``."""
         with evaluating(self.model):
             return soft_vote_gradient(self.base_model, images, labels, draws, chunk=self.chunk)
-
-    def _wanted(self, label: Any, n: int) -> list[Tensor]:
-        """Return the labels (n,) of each gradient that ``label`` asks for."""
-        classes = self.nb_classes
-        if label is None:
-            return [torch.full((n,), each, device=self._device) for each in range(classes)]
-        labels = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
-        if labels.ndim == 0:
-            labels = np.full(n, labels)
-        return [to_classes(labels, n=n, classes=classes, name="label").to(self._device)]
 
     def compute_loss(self, x: Any, y: Any, reduction: str = "none") -> Any:
         """Return -log mean softmax_y under the draws of `predict`: (n,) or, reduced, a scalar.
@@ -104,67 +93,6 @@ class SmoothedGradients(SmoothedEstimator):
             targets = targets.to(vote) if targets.ndim == 2 else targets
             loss = cross_entropy(vote, targets, reduction=reduction)
         return loss.to(x.device) if isinstance(x, Tensor) else loss.detach().cpu().numpy()
-
-    def get_activations(
-        self, x: Any, layer: int | str | None = None, batch_size: int = 128, framework: bool = False
-    ) -> Any:
-        """Return what a module of the base model gives for ``x`` (n, *input) without noise, in eval mode.
-
-        Args:
-            x: (n, *input).
-            layer: Position in ``layer_names``, or the name of any submodule of ``base_model``.
-            batch_size: Images per pass.
-            framework: Return a differentiable tensor instead of an array.
-
-        Raises:
-            InputError: If there is no such layer. A smoothed classifier itself has none.
-        """
-        module = self._layer(layer)
-        images = self._images(x)
-        outputs: list[Tensor] = []
-        handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        activations = []
-        try:
-            with evaluating(self.model), torch.set_grad_enabled(framework):
-                for part in images.split(check_count(batch_size, "batch_size")):
-                    self.base_model(part.to(self._device))
-                    activations.append(outputs[-1])
-        finally:
-            handle.remove()
-        joined = torch.cat(activations)
-        return joined if framework else joined.detach().cpu().numpy()
-
-    def _layer(self, layer: int | str | None) -> nn.Module:
-        modules: dict[str, nn.Module] = dict(self.base_model.named_modules())
-        names = self.layer_names
-        if isinstance(layer, int) and 0 <= layer < len(names):
-            layer = names[layer]
-        if not isinstance(layer, str) or layer not in modules:
-            raise InputError(
-                f"layer: expected a layer of the base model, one of {names} or a position there, got {layer!r}"
-            )
-        return modules[layer]
-
-    def custom_loss_gradient(self, loss_fn: Any, x: Any, y: Any, layer_name: Any, training_mode: bool = False) -> Any:
-        """Return the gradient in ``x`` of a distance between the activations of ``x`` and of ``y``, shape of ``x``.
-
-        Args:
-            loss_fn: The distance: called with the difference of the activations and ``p=2``, it returns a scalar.
-            x: (n, *input).
-            y: The images to come close to, (n, *input).
-            layer_name: As ``layer`` of `get_activations`, whose activations these are: without noise.
-            training_mode: False: activations are those of the base model in eval mode.
-
-        Raises:
-            InputError: If there is no such layer.
-        """
-        refuse_training_mode(training_mode)
-        with torch.inference_mode(False), torch.enable_grad():
-            images, aims = self._images(x).detach().clone().requires_grad_(), self._images(y).detach().clone()
-            activations = self.get_activations(images, layer_name, framework=True)
-            difference = activations - self.get_activations(aims, layer_name, framework=True)
-            (gradient,) = torch.autograd.grad(loss_fn(difference, p=2), images)
-        return like(x, gradient)
 
     def _predict_framework(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the differentiable log-probabilities at ``x``, for ART's patch attacks."""
