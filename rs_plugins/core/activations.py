@@ -15,7 +15,7 @@ from torch.nn import functional
 from rs_plugins.core.checks import check_flag, check_positive
 from rs_plugins.errors import InputError
 
-_IDENTITY_ABOVE = 40.0  # log(1 + exp(40)) - 40 is 4e-18: less than the rounding of 40 in float64
+IDENTITY_ABOVE = 40.0  # log(1 + exp(40)) - 40 is 4e-18: less than the rounding of 40 in float64
 _LEAST_CURVATURE = 1e-6  # below, the gradient of log(1 + b z) / b with respect to b is lost in rounding
 
 
@@ -43,7 +43,7 @@ def parametric_softplus(z: Tensor, sharpness: float) -> Tensor:
         z: Any shape.
         sharpness: a > 0; 1 is the usual softplus, and the larger, the nearer to ReLU: log(2) / a above it at 0.
     """
-    return functional.softplus(z, beta=sharpness, threshold=_IDENTITY_ABOVE)
+    return functional.softplus(z, beta=sharpness, threshold=IDENTITY_ABOVE)
 
 
 class SmoothReLU(nn.Module):
