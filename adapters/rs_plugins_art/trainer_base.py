@@ -1,19 +1,18 @@
 """What the trainers of smoothed classifiers share: ART's contract, the noise of the classifier, a history."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 
-from rs_plugins.core.checks import check_count, check_seed
+from rs_plugins.core.checks import check_seed
 from rs_plugins.core.training.loop import Scheduler
 from rs_plugins.core.training.methods import make_objective
 from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError
-from rs_plugins_art.arrays import Array, to_classes
+from rs_plugins_art.arrays import Array
 from rs_plugins_art.attack_base import attacked
 from rs_plugins_art.classifier import SmoothedClassifier
+from rs_plugins_art.loop_trainer import LoopTrainer, Validation
 from rs_plugins_art.neutral import check_neutral
 
 
@@ -32,7 +31,7 @@ class Epoch(NamedTuple):
     validation_accuracy: float | None = None
 
 
-class SmoothedTrainer(Trainer):
+class SmoothedTrainer(LoopTrainer):
     """An ART trainer of the base model of a smoothed classifier, in place, with the classifier's own optimiser.
 
     What is minimised is the objective of a subclass's method; a loss that the classifier has is not used. Each call of
@@ -47,11 +46,9 @@ class SmoothedTrainer(Trainer):
     method: ClassVar[str]
 
     def __init__(self, classifier: Any, *, sigma: float | None, parts: int, seed: int | None, **options: Any) -> None:
-        super().__init__(classifier)
-        self._sigma, self._options = sigma, options
         self._smoothed = _smoothed(classifier, sigma, seed)
-        self.parts = check_count(parts, "parts")
-        self.history: list[Epoch] = []
+        super().__init__(classifier, self._smoothed, parts)
+        self._sigma, self._options = sigma, options
         make_objective(self.method, self._smoothed.sigma, **options)  # which checks the options
 
     @property
@@ -94,6 +91,7 @@ class SmoothedTrainer(Trainer):
         """
         self._train(
             lambda **how: self._smoothed._fit(x, y, batch_size=batch_size, drop_last=drop_last, **how),
+            lambda: self.objective,
             validation_data,
             scheduler=scheduler,
             first_epoch=first_epoch,
@@ -130,6 +128,7 @@ class SmoothedTrainer(Trainer):
         """
         self._train(
             lambda **how: self._smoothed._fit_generator(generator, **how),
+            lambda: self.objective,
             validation_data,
             scheduler=scheduler,
             first_epoch=first_epoch,
@@ -138,20 +137,8 @@ class SmoothedTrainer(Trainer):
             verbose=verbose,
         )
 
-    def predict(self, x: Array, **kwargs: Any) -> Array:
-        """Return what the classifier's own ``predict`` returns."""
-        rows: Array = self._classifier.predict(x, **kwargs)
-        return rows
-
-    def _train(self, fit: Callable[..., object], validation_data: tuple[Array, Array] | None, **how: Any) -> None:
-        """Call ``fit`` and add each epoch to the history as it ends."""
-        self._refresh()
-        judged = None if validation_data is None else _validation(self._smoothed, validation_data)
-
-        def add(number: int, loss: float) -> None:
-            self.history.append(Epoch(number, loss, None if judged is None else _accuracy(self._smoothed, *judged)))
-
-        fit(objective=self.objective, parts=self.parts, after_epoch=add, **how)
+    def _epoch(self, number: int, loss: float, judged: Validation | None) -> Epoch:
+        return Epoch(number, loss, None if judged is None else self._accuracy(judged))
 
     def _refresh(self) -> None:
         """Check the classifier again, whose settings may have changed, and take over what is the host's."""
@@ -159,22 +146,6 @@ class SmoothedTrainer(Trainer):
         sigma = attacked(self._classifier, self._sigma, self._smoothed.seed).sigma
         if self._smoothed is not self._classifier:
             self._smoothed.set_params(sigma=sigma, optimizer=self._classifier.optimizer)
-
-
-def _validation(classifier: SmoothedClassifier, data: Any) -> tuple[Any, Array]:
-    """Return images and labels (n,) of ``data`` after the checks."""
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise InputError(f"validation_data: expected a pair of images and labels, got {type(data).__name__}")
-    images = classifier._images(data[0]).cpu().numpy()
-    if not len(images):
-        raise InputError("validation_data: expected at least one image, got none")
-    labels = to_classes(data[1], n=len(images), classes=classifier.nb_classes, name="validation_data: labels")
-    return images, labels.cpu().numpy()
-
-
-def _accuracy(classifier: SmoothedClassifier, images: Any, labels: Array) -> float:
-    """Return the share of ``images`` that the soft vote under noise gets right."""
-    return float((classifier.predict(images).argmax(axis=1) == labels).mean())
 
 
 def _smoothed(classifier: Any, sigma: float | None, seed: int | None) -> SmoothedClassifier:
