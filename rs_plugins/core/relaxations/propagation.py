@@ -1,0 +1,169 @@
+"""Intervals forward and linear bounds backward through the layers of a network, on one region."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from rs_plugins.core.relaxations.activations import Activation, Lines, Slope
+from rs_plugins.core.relaxations.layers import Affine, Call
+from rs_plugins.core.relaxations.linear import Coefficients, Dense
+from rs_plugins.core.relaxations.pooling import Choice, MaxPool
+from rs_plugins.core.relaxations.reading import INPUT, Network, Node
+from rs_plugins.core.relaxations.regions import Interval, Region, best
+
+Ends = tuple[Tensor, Tensor]
+_AT_ONCE = 2**25  # coefficients of a node in one backward pass
+
+
+class Propagation:
+    """What is known of the values of each node while its input is in the region; made for one call.
+
+    Args:
+        network: The layers.
+        region: Where the images are.
+        call: What the layers need besides.
+        lower_slope: Which lower line an activation gets where there is a choice.
+        known: Bounds (lower, upper) before activations, by their names, that hold already.
+        chunk: How many rows go into a backward pass; None: as many as fit a fixed amount of memory.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        region: Region,
+        call: Call,
+        *,
+        lower_slope: Slope = "adaptive",
+        known: Mapping[str, Ends] | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        self.network, self.region, self.call = network, region, call
+        self._slope, self._chunk = lower_slope, chunk
+        self._nodes = {node.name: node for node in network.nodes}
+        self._known: dict[str, Ends] = dict(known or {})
+        self._intervals: dict[str, Interval] = {INPUT: region.interval()}
+        self._lines: dict[str, Lines | Choice] = {}
+
+    @property
+    def curved(self) -> list[Node]:
+        """The nodes that are not affine, in the order of the forward pass."""
+        return [node for node in self.network.nodes if not node.linear]
+
+    def interval(self, name: str) -> Interval:
+        """Return the interval of a node's output."""
+        if name not in self._intervals:
+            node = self._nodes[name]
+            layer = node.layer
+            if node.linear:
+                inputs = (self.interval(before) for before in node.inputs)
+                self._intervals[name] = cast(Affine, layer).interval(self.call, *inputs)
+            else:
+                self._intervals[name] = Interval.between(*cast(Activation | MaxPool, layer).interval(*self.ends(node)))
+        return self._intervals[name]
+
+    def ends(self, node: Node) -> Ends:
+        """Return the bounds (lower, upper) before a node that is not affine."""
+        if node.name not in self._known:
+            before = self.interval(node.inputs[0])
+            self._known[node.name] = (before.lower, before.upper)
+        return self._known[node.name]
+
+    def before_activations(self) -> dict[str, Ends]:
+        """Return the bounds (lower, upper) before each activation, by its name."""
+        return {node.name: self.ends(node) for node in self.curved if not isinstance(node.layer, MaxPool)}
+
+    def tighten(self) -> None:
+        """Bound what goes into each node that is not affine by a backward pass of its own, from the first to the last.
+
+        The better of both bounds is kept, element by element, and what follows makes use of it. Where intervals are
+        exact, or better bounds would change nothing, there is no pass.
+        """
+        for node in self.curved:
+            (source,) = node.inputs
+            straight = source == INPUT or self._nodes[source].linear
+            if straight and not self.interval(source).exact:
+                self._known[node.name] = self._tightened(node, source, *self.ends(node))
+
+    def minimum(self, source: str, coefficients: Coefficients, *, far: bool) -> Tensor:
+        """Return a lower bound of <A_k, z> for the output z of a node, (n, rows).
+
+        Args:
+            source: The node.
+            coefficients: A.
+            far: Whether to go back to the images. If not, the nearest intervals behind nodes that are not affine are
+                made use of, which folds A into the last affine layers.
+        """
+        pending, total = {source: coefficients}, torch.zeros((), dtype=self.call.like.dtype)
+        total = total.to(self.call.like.device)
+        for node in reversed(self.network.nodes):
+            if node.name not in pending or (not far and not node.linear):
+                continue
+            parts, offset = self._pull(node, pending.pop(node.name))
+            total = total if offset is None else total + offset
+            for before, part in zip(node.inputs, parts, strict=True):
+                pending[before] = pending[before].plus(part) if before in pending else part
+        for name, rest in pending.items():
+            total = total + rest.concretise(self.region if name == INPUT else self.interval(name))
+        return total
+
+    def _pull(self, node: Node, coefficients: Coefficients) -> tuple[tuple[Coefficients, ...], Tensor | None]:
+        """Return the coefficients of a node's inputs for those of its output, and what is added to the constant."""
+        if node.linear:
+            return cast(Affine, node.layer).pull(self.call, coefficients)
+        if node.name not in self._lines:
+            self._lines[node.name] = self._relaxed(node)
+        lines = self._lines[node.name]
+        if isinstance(lines, Choice):
+            pooled, constant = cast(MaxPool, node.layer).through(coefficients, lines)
+            return (pooled,), constant
+        before, offset = coefficients.through_activation(lines)
+        return (before,), offset
+
+    def _relaxed(self, node: Node) -> Lines | Choice:
+        lower, upper = self.ends(node)
+        if isinstance(node.layer, MaxPool):
+            return node.layer.choice(lower, upper)
+        return cast(Activation, node.layer).lines(lower, upper, self._slope)
+
+    def _tightened(self, node: Node, source: str, lower: Tensor, upper: Tensor) -> Ends:
+        """Return the better of the bounds (lower, upper) and those by backward passes; settled neurons keep theirs."""
+        shape, settled = tuple(lower.shape[1:]), _settled(node, lower, upper)
+        rows = _open_rows(settled)
+        if not len(rows):
+            return lower, upper
+        ends = [self._bounded(source, shape, some) for some in rows.split(self._rows_at_once(len(lower)))]
+        old = (lower.flatten(1), -upper.flatten(1))
+        fixed = settled.flatten(1)[:, rows]
+        new = []
+        for worse, parts in zip(old, zip(*ends, strict=True), strict=True):
+            # whether a neuron is settled in another image must not matter: bounds do not depend on the batch
+            before = worse[:, rows]
+            better = torch.where(fixed, before, best(before, torch.cat(parts, 1)))
+            new.append(worse.index_copy(1, rows, better).view_as(lower))
+        return new[0], -new[1]
+
+    def _bounded(self, source: str, shape: tuple[int, ...], rows: Tensor) -> Ends:
+        """Return lower bounds of some values of a node's output and of their negatives, each (n, rows)."""
+        start = Dense.identity(shape, rows, self.call.like)
+        return self.minimum(source, start, far=True), self.minimum(source, start.negative(), far=True)
+
+    def _rows_at_once(self, images: int) -> int:
+        sizes = [torch.Size(node.shape).numel() for node in self.network.nodes]
+        return self._chunk or max(_AT_ONCE // (images * max(sizes, default=1)), 1)
+
+
+def _settled(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return where tighter bounds would not change the node's lines, (n, *node)."""
+    mask = None if isinstance(node.layer, MaxPool) else cast(Activation, node.layer).settled(lower, upper)
+    return torch.zeros_like(lower, dtype=torch.bool) if mask is None else mask
+
+
+def _open_rows(settled: Tensor) -> Tensor:
+    """Return the flat positions that are open in some image of ``settled`` (n, *node)."""
+    columns = settled.flatten(1)
+    try:
+        return (~columns.all(0)).nonzero().squeeze(1)
+    except RuntimeError:  # under torch.func.vmap, where the number of rows may not depend on values
+        return torch.arange(columns.shape[1], device=settled.device)
