@@ -188,7 +188,7 @@ def save_certified_accuracy(
 
 
 def save_training_curves(path: Path, history: Sequence["Epoch"]) -> None:
-    """Draw the loss and, where it is known, the noisy accuracy of each epoch into the file ``path``.
+    """Draw the loss and, where it is known, the accuracy of each epoch into the file ``path``.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
@@ -201,11 +201,11 @@ def save_training_curves(path: Path, history: Sequence["Epoch"]) -> None:
     left.set(xlabel="epoch", ylabel="loss")
     left.grid(alpha=0.25)
     left.spines["top"].set_visible(False)
-    known = [epoch for epoch in history if epoch.noisy_accuracy is not None]
+    known = [epoch for epoch in history if epoch.accuracy is not None]
     if known:
         right = left.twinx()
-        percent = [100 * (epoch.noisy_accuracy or 0) for epoch in known]
-        label = "accuracy under one noise draw"
+        percent = [100 * (epoch.accuracy or 0) for epoch in known]
+        label = {"noisy accuracy": "accuracy under one noise draw"}.get(known[0].figure, known[0].figure)
         lines += right.plot([epoch.epoch for epoch in known], percent, STYLES[1], color=COLOURS[1], label=label, **dot)
         right.set(ylabel="accuracy (%)", ylim=(0, 101))
         right.spines["top"].set_visible(False)

@@ -230,8 +230,8 @@ def _run(out: Path, quiet: bool, done: list[str], **options: Any) -> None:
                 stacklevel=1,
             )
         rows = []
-        for recipe in recipes:
-            rows.append(_train(model, network, images, recipe, design, out, quiet, options))
+        for sigma, recipe in zip(options["sigmas"], recipes, strict=True):
+            rows.append(_train(model, network, images, sigma, recipe, design, out, quiet, options))
             done.append(f"{rows[-1].folder} is trained")
     images = written_test(images)
     for row in rows if count else []:
@@ -301,6 +301,7 @@ def _train(
     model: "nn.Module",
     network: Mapping[str, Any],
     images: Images,
+    sigma: float,
     recipe: "Recipe",
     design: "AdapterDesign",
     out: Path,
@@ -309,10 +310,10 @@ def _train(
 ) -> Row:
     from rs_plugins.core.certifying_adapters.job import adapt_data_set
 
-    folder, bar = _folder(out, recipe.sigma), sys.stderr.isatty()
+    folder, bar = _folder(out, sigma), sys.stderr.isatty()
     with _folder_if_used(out):
         adaptation = adapt_data_set(
-            *(model, images.train, recipe.sigma, folder),
+            *(model, images.train, sigma, folder),
             design=design,
             recipe=recipe,
             network=network,
@@ -320,9 +321,9 @@ def _train(
             progress=not quiet and bar,
             **{name: options[name] for name in _PASSED_ON},
         )
-    if text := kept(recipe.sigma, adaptation):
+    if text := kept(sigma, adaptation):
         click.echo(text)
-    return Row(sigma=recipe.sigma, folder=folder, adaptation=adaptation)
+    return Row(sigma=sigma, folder=folder, adaptation=adaptation)
 
 
 @contextmanager

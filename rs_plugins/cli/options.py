@@ -85,6 +85,21 @@ def find_modules_here() -> None:
 def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
     """Return the model that ``model`` and ``weights`` name, and ``sigma``, by default that of its training.
 
+    Raises:
+        InputError: As `load_any_network`, or if there is no noise level.
+    """
+    network, sigma = load_any_network(options)
+    if sigma is not None:
+        return network, sigma
+    target = options["model"]
+    if Path(target).is_dir():
+        raise InputError(f"sigma: the network in {target} was trained without noise; expected --sigma")
+    raise InputError(f"sigma: expected --sigma beside {target}, got none; only a folder of a trained model says it")
+
+
+def load_any_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float | None]":
+    """Return the model that ``model`` and ``weights`` name, and ``sigma``, by default that of its training, if any.
+
     A function that a folder names is called only with ``trust_model``: folders come from others, command lines do not.
     Without weights, what a function returns has to be the same each time.
 
@@ -105,8 +120,6 @@ def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
         raise InputError(
             f"model: expected PACKAGE.MODULE:FUNCTION, or a folder that rs-plugins train wrote, got {target!r}"
         )
-    if sigma is None:
-        raise InputError(f"sigma: expected --sigma beside {target}, got none; only a folder of a trained model says it")
     network = make_model(target)
     if weights is not None:
         load_weights(network, weights)

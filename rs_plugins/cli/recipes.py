@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 # options of the command that change the recipe's setting of that name
 CHANGES = (
-    *("architecture", "normalise", "augment", "epochs", "batch_size", "parts"),
-    *("algorithm", "lr", "schedule", "lr_step", "lr_factor", "lr_drop", "momentum", "weight_decay"),
+    *("architecture", "initial", "normalise", "augment", "epochs", "batch_size", "parts", "algorithm"),
+    *("lr", "schedule", "lr_step", "lr_milestones", "lr_factor", "lr_drop", "lr_warmup"),
+    *("momentum", "weight_decay", "gradient_clip"),
 )
 
 
@@ -29,6 +30,7 @@ def choose_recipe(options: Mapping[str, Any]) -> "Recipe":
     Raises:
         InputError: If they contradict each other, or one has an impossible value.
     """
+    from rs_plugins.core.training.methods import takes_noise
     from rs_plugins.core.training.presets import preset
     from rs_plugins.core.training.recipe import Recipe
 
@@ -38,16 +40,19 @@ def choose_recipe(options: Mapping[str, Any]) -> "Recipe":
         changes["normalise"] = None
     if name is None:
         if method is None:
-            raise InputError("method: expected --method NAME with --sigma, or --preset NAME, got neither")
+            raise InputError("method: expected --method NAME, with --sigma for most, or --preset NAME, got neither")
         full, its = parse_method(method)
-        if sigma is None:
+        if sigma is None and takes_noise(full):
             raise InputError("sigma: expected --sigma beside --method, got none")
+        if sigma is not None and not takes_noise(full):
+            raise InputError(f"sigma: {full} trains without noise on the images, expected no --sigma beside it")
         return Recipe(method=full, sigma=sigma, options=MappingProxyType(its), **changes)
     if method is not None:
         raise InputError("method: expected --method or --preset, got both")
     recipe = preset(name)
     if sigma is not None:
-        raise InputError(f"sigma: the preset {name} has {recipe.sigma:g}, expected no --sigma beside it")
+        has = "trains without noise on the images" if recipe.sigma is None else f"has {recipe.sigma:g}"
+        raise InputError(f"sigma: the preset {name} {has}, expected no --sigma beside it")
     if "epochs" in changes:
         recipe = recipe.shortened(changes.pop("epochs"))
     return recipe.changed(**changes)
@@ -62,7 +67,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: If there is no such method or option, or a value is none for it; the message says what there is.
     """
-    from rs_plugins.core.training.methods import METHODS
+    from rs_plugins.core.training.methods import METHODS, takes_noise
 
     name, given = split_text(text, "method")
     if name not in METHODS:
@@ -72,7 +77,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     attack = _attack(METHODS[name], given)
     inner = {} if attack is None else _hints(attack)
     for option in given:
-        if option == "sigma":
+        if option == "sigma" and takes_noise(name):
             raise InputError("method: sigma is no option of a method but of the command, --sigma")
         if option not in (*own, *inner):
             its = f", and of its attack {', '.join(inner)}" if inner else ""

@@ -1,10 +1,9 @@
 """``rs-plugins train``: a network trained for certification, into a folder."""
 
 import os
-import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -27,17 +26,12 @@ from rs_plugins.cli.plain_warnings import plain_warnings
 from rs_plugins.cli.recipes import choose_recipe
 from rs_plugins.cli.tables import as_text
 from rs_plugins.cli.training_data import open_training_data
-from rs_plugins.errors import InputError, ModelError, ResultsError, RSPluginsWarning
+from rs_plugins.cli.training_words import PICTURE, best, next_command, show_files, table, tell, title
+from rs_plugins.errors import InputError, ModelError, RSPluginsWarning
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from rs_plugins.core.data_sets.data_set import DataSet
-    from rs_plugins.core.training.folder import Epoch
     from rs_plugins.core.training.recipe import Recipe
 
-_PICTURE = "training.png"
-_MOST_ROWS = 12  # of the table at the end
 _PASSED_ON = ("seed", "precision", "channels_last", "workers", "keep", "keep_best", "resume")
 
 
@@ -63,21 +57,32 @@ def _list_methods(context: click.Context, _option: click.Parameter, asked: bool)
     context.exit()
 
 
+def _parse_milestones(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected epochs with commas between, such as 50,60, got {text!r}") from None
+
+
 @click.command(
     epilog="Examples: rs-plugins train --preset smoothmix-mnist-0.5 --data mnist:data --out run; rs-plugins train "
     "--method smoothadv:attack=ddn,eps=0.5,samples=2 --sigma 0.25 --arch resnet20 --data cifar10:data --out run; "
+    "rs-plugins train --preset gls-mnist-0.1-crown-ibp --data mnist:data --out run; "
     "torchrun --nproc-per-node 2 -m rs_plugins train ..."
 )
 @click.option(
     "--method",
     metavar="NAME[:OPTION=VALUE,...]",
     help="gaussian, stability, stability-rs4a, stability-confseq, smoothadv, smoothmix, consistency or macer, such as "
-    "smoothmix:steps=4,w_mix=5 or smoothadv:attack=pgd,eps=0.5,steps=10,samples=4.",
+    "smoothmix:steps=4,w_mix=5 or smoothadv:attack=pgd,eps=0.5,steps=10,samples=4; without --sigma: gls, such as "
+    "gls:eps=0.1,bound=crown-ibp,gradient=rgs.",
 )
 @click.option(
     "--methods", is_flag=True, is_eager=True, expose_value=False, callback=_list_methods, help="Explain them and stop."
 )
-@click.option("--sigma", type=float, help="Noise, in pixels of [0, 1]; beside --method.")
+@click.option("--sigma", type=float, help="Noise, in pixels of [0, 1]; beside --method, but for gls.")
 @click.option("--preset", metavar="NAME", help="Instead of both: a paper's recipe, such as smoothmix-mnist-0.5.")
 @click.option(
     "--presets", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets, help="List them and stop."
@@ -95,14 +100,20 @@ def _list_methods(context: click.Context, _option: click.Parameter, asked: bool)
 @click.option(
     *("--arch", "architecture"),
     metavar="NAME",
-    help="lenet, resnet20, resnet56, resnet110, PACKAGE.MODULE:FUNCTION, torchvision.NAME, timm.NAME, or NAME of "
-    "either.  [the preset's, else lenet]",
+    help="lenet, resnet20, resnet56, resnet110, cnn3, cnn5, cnn7, PACKAGE.MODULE:FUNCTION, torchvision.NAME, "
+    "timm.NAME, or NAME of either.  [the preset's, else lenet]",
 )
 @click.option(
     "--normalise",
     type=click.Choice(["none", "data", "cifar10", "imagenet"]),
     help="Whose mean and standard deviation the first layer has; data: those of the training images.  [the preset's, "
     "else none]",
+)
+@click.option(
+    "--initial",
+    type=click.Choice(["default", "ibp"]),
+    help="Initial weights: those of the layers, or Shi et al.'s for training by interval bounds.  [the preset's, else "
+    "default]",
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Begin with these: safetensors, or tensors of torch.")
 @click.option(
@@ -125,19 +136,28 @@ def _list_methods(context: click.Context, _option: click.Parameter, asked: bool)
 @click.option("--lr", type=float, help="Learning rate.  [the preset's, else 0.01]")
 @click.option(
     "--schedule",
-    type=click.Choice(["step", "cosine"]),
-    help="How the learning rate falls: by --lr-factor every --lr-step epochs, or along half a cosine over --epochs.  "
-    "[the preset's, else step]",
+    type=click.Choice(["step", "milestones", "cosine"]),
+    help="How the learning rate falls: by --lr-factor every --lr-step epochs, after each of --lr-milestones, or along "
+    "half a cosine over --epochs.  [the preset's, else step]",
 )
 @click.option("--lr-step", type=int, help="Epochs after which it drops, each time.  [the preset's, else 30]")
+@click.option(
+    "--lr-milestones", metavar="E,E,...", callback=_parse_milestones, help="Epochs after which it drops, such as 50,60."
+)
 @click.option("--lr-factor", type=float, help="By what it is multiplied then.  [the preset's, else 0.1]")
 @click.option(
     "--lr-drop",
     type=click.Choice(["documented", "reference"]),
     help="After --lr-step epochs, or one epoch later as in the code of Jeong et al.  [the preset's, else documented]",
 )
+@click.option(
+    "--lr-warmup", type=int, help="Let it rise in a straight line for so many epochs first.  [the preset's, else 0]"
+)
 @click.option("--momentum", type=float, help="Momentum of sgd.  [the preset's, else 0.9]")
 @click.option("--weight-decay", type=float, help="Weight decay.  [the preset's, else 0.0001]")
+@click.option(
+    "--gradient-clip", type=float, help="Scale gradients down to this l2 norm.  [the preset's, else as they are]"
+)
 @click.option(
     "--augment/--no-augment", default=None, help="Crop and flip images at random.  [as the preset, else no-augment]"
 )
@@ -146,7 +166,8 @@ def _list_methods(context: click.Context, _option: click.Parameter, asked: bool)
 @click.option(
     "--validation",
     metavar="FORMAT[:PLACE]",
-    help="Measure the accuracy under one noise draw on these after each epoch.  [the part test of --data, if any]",
+    help="Measure an accuracy on these after each epoch: under one noise draw, for gls certified by its own bound.  "
+    "[the part test of --data, if any]",
 )
 @click.option("--validation-images", type=int, help="So many of them, evenly spaced; 0: none.  [1000]")
 @click.option(
@@ -204,17 +225,18 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
     from rs_plugins.core.training.initial import describe_network, initial_network
     from rs_plugins.core.training.job import train_data_set
 
-    recipe, device = choose_recipe(options), check_device(options["device"] or default_device())
+    recipe, device = _recipe(options), check_device(options["device"] or default_device())
     drawn = find_spec("matplotlib") is not None
     if not drawn:
-        warnings.warn(f"{_PICTURE} needs matplotlib: pip install 'rs-plugins[plots]'", RSPluginsWarning, stacklevel=1)
+        warnings.warn(f"{PICTURE} needs matplotlib: pip install 'rs-plugins[plots]'", RSPluginsWarning, stacklevel=1)
     find_modules_here()
     data = open_training_data(options)
     with _about_the_network(recipe.architecture):
         network = describe_network(data.whole, recipe.architecture, normalise=recipe.normalise, seed=options["seed"])
-        model = initial_network(network, options["weights"], classes=_classes_in_weights(options, network))
+        of_weights = _classes_in_weights(options, network)
+        model = initial_network(network, options["weights"], classes=of_weights, initial=recipe.initial)
         if _first_process():
-            click.echo(_title(recipe, model, data.chosen))
+            click.echo(title(recipe, model, data.chosen))
         history = train_data_set(
             *(model, data.chosen, recipe, out),
             network=network,
@@ -222,14 +244,24 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
             extra_weight=_weight_of_extra(options),
             validation=data.validation,
             device=device,
-            after_epoch=None if quiet or sys.stderr.isatty() else partial(_tell, recipe.epochs),
+            after_epoch=None if quiet or sys.stderr.isatty() else partial(tell, recipe.epochs),
             progress=not quiet and sys.stderr.isatty(),
             **{name: options[name] for name in _PASSED_ON},
         )
     if _first_process():
-        click.echo(f"\n{_table(history)}\n{_best(history) if options['keep_best'] else ''}")
-        _show_files(out, history, drawn=drawn)
-        click.echo(f"\nnext: {_next(out, recipe.architecture, options)}")
+        click.echo(f"\n{table(history)}\n{best(history) if options['keep_best'] else ''}")
+        show_files(out, history, drawn=drawn)
+        click.echo(f"\nnext: {next_command(out, recipe, options)}")
+
+
+def _recipe(options: Mapping[str, Any]) -> "Recipe":
+    """Return the recipe, which has no say in the initial weights beside ``weights``."""
+    recipe = choose_recipe(options)
+    if options["weights"] is None:
+        return recipe
+    if options["initial"] not in (None, "default"):
+        raise InputError(f"initial: expected --weights or --initial {options['initial']}, got both")
+    return recipe.changed(initial="default")
 
 
 @contextmanager
@@ -250,12 +282,6 @@ def _weight_of_extra(options: Mapping[str, Any]) -> float:
     return 1.0 if weight is None else weight
 
 
-def _tell(epochs: int, epoch: "Epoch") -> None:
-    """Say how far it is where no progress bar can."""
-    accuracy = f", noisy accuracy {_percent(epoch.noisy_accuracy)}" if epoch.noisy_accuracy is not None else ""
-    click.echo(f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}{accuracy}, {epoch.seconds:.1f} s", err=True)
-
-
 def _classes_in_weights(options: Mapping[str, Any], network: Mapping[str, Any]) -> int | None:
     """Return the number of classes of the network in the file of weights if its head is to be replaced."""
     if not options["replace_head"]:
@@ -270,70 +296,6 @@ def _classes_in_weights(options: Mapping[str, Any], network: Mapping[str, Any]) 
 def _first_process() -> bool:
     """Whether this is the one of the processes started by torchrun that speaks, or was not started by it."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
-
-
-def _title(recipe: "Recipe", network: "nn.Module", data: "DataSet") -> str:
-    count = sum(parameter.numel() for parameter in network.parameters())
-    return (
-        f"{recipe.method}, sigma {recipe.sigma:g}: {recipe.architecture} of {count:,} parameters "
-        f"on {len(data)} images of {data.name}"
-    )
-
-
-def _table(history: Sequence["Epoch"]) -> str:
-    """Return the first epoch, the last, and some between, with the time up to each."""
-    steps = min(len(history), _MOST_ROWS) - 1
-    shown = sorted({place * (len(history) - 1) // max(1, steps) for place in range(steps + 1)})
-    rows = [
-        [
-            *(str(history[place].epoch), f"{history[place].loss:.4f}", _percent(history[place].noisy_accuracy)),
-            *(f"{history[place].lr:g}", f"{sum(epoch.seconds for epoch in history[: place + 1]):.1f}"),
-        ]
-        for place in shown
-    ]
-    return as_text([["epoch", "loss", "noisy accuracy", "lr", "seconds"], *rows])
-
-
-def _best(history: Sequence["Epoch"]) -> str:
-    """Return which epoch was chosen."""
-    from rs_plugins.core.training.best import best_of
-
-    best = best_of(history)
-    if best is None:
-        return ""
-    return f"the network of epoch {best.epoch}, noisy accuracy {_percent(best.noisy_accuracy)}\n"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _show_files(out: Path, history: Sequence["Epoch"], *, drawn: bool) -> None:
-    """Say what was written, and draw the curves."""
-    from rs_plugins.plots import save_training_curves
-
-    for file in ("model.safetensors", "model.json", "history.csv"):
-        click.echo(f"  {out / file}")
-    if not (drawn and history):
-        return
-    path = out / _PICTURE
-    try:
-        save_training_curves(path, history)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ResultsError(f"{path}: cannot be written ({reason}); the rest is complete") from error
-    click.echo(f"  {path}")
-
-
-def _next(out: Path, architecture: str, options: Mapping[str, Any]) -> str:
-    """Return how to certify the network on images that it was not trained on."""
-    from rs_plugins.core.data_sets.opening import has_parts
-
-    data = options["validation"] or (options["data"] if has_parts(options["data"]) else "FORMAT:PLACE")
-    trust = ["--trust-model"] if ":" in architecture else []
-    return shlex.join(
-        ["rs-plugins", "certify", "--model", str(out), *trust, "--data", data, "--out", str(out / "certified.tsv")]
-    )
 
 
 def _written(out: Path) -> str:

@@ -119,7 +119,7 @@ def test_fewer_epochs_of_a_preset_shorten_it_as_a_whole():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "method: expected --method NAME with --sigma, or --preset NAME, got neither"),
+        ({}, "method: expected --method NAME, with --sigma for most, or --preset NAME, got neither"),
         ({"method": "gaussian"}, "sigma: expected --sigma beside --method, got none"),
         ({"method": "gaussian", "preset": "gaussian-mnist-0.5"}, "method: expected --method or --preset, got both"),
         (

@@ -19,6 +19,7 @@ from torch import nn
 
 from rs_plugins import load_trained
 from rs_plugins.cli import main, train
+from rs_plugins.cli.training_words import table
 from rs_plugins.core.data_sets.data_set import spaced_images, split_off
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.results_files import read_results
@@ -445,12 +446,12 @@ def test_the_table_is_shown_though_the_picture_cannot_be_written():
 
 
 def test_the_table_shows_some_of_many_epochs():
-    lines = train._table([Epoch(place + 1, 1 / (place + 1), 0.5, 0.1, 2.0) for place in range(150)]).splitlines()
+    lines = table([Epoch(place + 1, 1 / (place + 1), 0.5, 0.1, 2.0) for place in range(150)]).splitlines()
     shown = [int(line.split()[0]) for line in lines[1:]]
     assert (len(shown), shown[0], shown[-1]) == (12, 1, 150)
     assert {late - early for early, late in itertools.pairwise(shown)} <= {13, 14}
     assert lines[-1].split() == ["150", "0.0067", "50.0%", "0.1", "300.0"]
-    assert len(train._table([]).splitlines()) == 1
+    assert len(table([]).splitlines()) == 1
 
 
 @pytest.mark.usefixtures("folder")
@@ -579,7 +580,7 @@ def test_help_says_the_defaults_and_loads_neither_torch_nor_numpy():
     default = Recipe(method="gaussian", sigma=1.0)
     helps = {option.name: option.help for option in train.train.params}
     settings = ("epochs", "batch_size", "parts", "lr", "lr_step", "lr_factor", "momentum", "weight_decay", "lr_drop")
-    for name in (*settings, "algorithm", "schedule"):
+    for name in (*settings, "algorithm", "schedule", "initial", "lr_warmup"):
         assert helps[name].endswith(f"[the preset's, else {getattr(default, name)}]")
     assert (default.architecture, default.normalise, default.augment) == ("lenet", None, False)
     code = """
@@ -595,11 +596,11 @@ assert not {"torch", "numpy", "scipy", "lightning_fabric", "rs_plugins.registry"
 def test_the_names_in_help_are_those_there_are():
     from rs_plugins.core.training.initial import NORMALISATIONS
     from rs_plugins.core.training.methods import METHODS
-    from rs_plugins.core.training.recipe import Algorithm, Drop, Schedule
+    from rs_plugins.core.training.recipe import Algorithm, Drop, Initial, Schedule
 
     options = {option.name: option for option in train.train.params}
     assert options["normalise"].type.choices == ("none", *NORMALISATIONS)
-    for name, choice in {"algorithm": Algorithm, "schedule": Schedule, "lr_drop": Drop}.items():
+    for name, choice in {"algorithm": Algorithm, "schedule": Schedule, "lr_drop": Drop, "initial": Initial}.items():
         assert options[name].type.choices == get_args(choice)
     assert set(METHODS) <= set(re.findall(r"[\w-]+", options["method"].help))
 

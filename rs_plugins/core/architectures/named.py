@@ -5,12 +5,13 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rs_plugins.core.architectures.cifar_resnet import CifarResNet, Shortcut
+from rs_plugins.core.architectures.cnn import cnn3, cnn5, cnn7
 from rs_plugins.core.architectures.lenet import lenet
 from rs_plugins.core.architectures.libraries import find_network
 from rs_plugins.core.architectures.normalise import Normalise
@@ -33,6 +34,8 @@ def make_network(
     *,
     classes: int = 10,
     channels: int | None = None,
+    size: int | None = None,
+    width: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -43,11 +46,14 @@ def make_network(
     ``Sequential(Normalise(mean, std), network)``, otherwise the network alone.
 
     Args:
-        name: ``lenet``, ``resnet20``, ``resnet56`` or ``resnet110``; ``torchvision.NAME`` or ``timm.NAME``, or just
-            ``NAME``, where torchvision comes before timm; or ``PACKAGE.MODULE:FUNCTION``, a function that returns the
-            network and takes no arguments. Nothing is downloaded.
+        name: ``lenet``, ``resnet20``, ``resnet56``, ``resnet110``, ``cnn3``, ``cnn5`` or ``cnn7``; ``torchvision.NAME``
+            or ``timm.NAME``, or just ``NAME``, where torchvision comes before timm; or ``PACKAGE.MODULE:FUNCTION``, a
+            function that returns the network and takes no arguments. Nothing is downloaded.
         classes: Number of logits; a function of one's own is not told.
         channels: Of the images; by default 1 for the LeNet, 3 for all others. A function of one's own is not told.
+        size: Height and width of the images; only for ``cnn3``, ``cnn5`` and ``cnn7``, by default 28 for 1 channel and
+            32 for others.
+        width: What the numbers of channels and hidden neurons are multiplied by; only for these, 1 by default.
         mean: What is subtracted from each channel, in pixels; None for no normalisation.
         std: What each channel is divided by, in pixels; None only centres.
         seed: Of the initial weights.
@@ -64,7 +70,7 @@ def make_network(
     with torch.device("cpu"):
         normalise = _normalise(mean, std)
     with global_randomness(weights):  # what is imported for the first time may draw, or seed
-        recipe = _recipe(name, classes, channels)
+        recipe = _recipe(name, classes, channels, {"size": size, "width": width})
     if normalise is not None and recipe.channels not in (None, len(normalise.mean)):
         expected, got = recipe.channels, len(normalise.mean)
         raise InputError(f"mean: expected one number per channel, {expected} for {name}, got {got}")
@@ -79,15 +85,18 @@ def _normalise(mean: Sequence[float] | None, std: Sequence[float] | None) -> Nor
     return None if mean is None else Normalise(mean, std)
 
 
-def _recipe(name: str, classes: int, channels: int | None) -> _Recipe:
+def _recipe(name: str, classes: int, channels: int | None, scale: Mapping[str, Any]) -> _Recipe:
     if not isinstance(name, str):
         raise InputError(f"model: expected a name, got {type(name).__name__}")
+    given = {option: value for option, value in scale.items() if value is not None}
+    if given and name not in SIZED:
+        raise InputError(f"{min(given)}: only for {', '.join(SIZED)}, got {given[min(given)]} with {name}")
     if ":" in name:
         with suppress(Exception):  # `make_model` says what is wrong
             import_module(name.partition(":")[0])
         return _Recipe(partial(make_model, name), None)
     if name in NETWORKS:
-        return NETWORKS[name](classes, channels)
+        return NETWORKS[name](classes, channels, **given)
     takes = 3 if channels is None else channels
     ours = ", ".join(NETWORKS)
     try:
@@ -112,12 +121,24 @@ def _resnet(depth: int, shortcut: Shortcut, classes: int, channels: int | None) 
     return _Recipe(partial(CifarResNet, depth, classes=classes, channels=takes, shortcut=shortcut), takes)
 
 
-# name → what takes classes and channels, None for the network's own
-NETWORKS: Mapping[str, Callable[[int, int | None], _Recipe]] = MappingProxyType(
+def _cnn(
+    make: Callable[..., nn.Module], classes: int, channels: int | None, size: int | None = None, width: float = 1.0
+) -> _Recipe:
+    takes = 3 if channels is None else channels
+    side = (28 if takes == 1 else 32) if size is None else size
+    return _Recipe(partial(make, classes=classes, channels=takes, size=side, width=width), takes)
+
+
+SIZED = ("cnn3", "cnn5", "cnn7")  # networks for images of one size
+# name → what takes classes and channels, None for the network's own; those in `SIZED` also size and width
+NETWORKS: Mapping[str, Callable[..., _Recipe]] = MappingProxyType(
     {
         "lenet": _lenet,
         "resnet20": partial(_resnet, 20, "pad"),
         "resnet56": partial(_resnet, 56, "pad"),
         "resnet110": partial(_resnet, 110, "conv"),
+        "cnn3": partial(_cnn, cnn3),
+        "cnn5": partial(_cnn, cnn5),
+        "cnn7": partial(_cnn, cnn7),
     }
 )

@@ -77,6 +77,7 @@ class Step:
         source: Which source they are of.
         rows: Their positions in it, (n,).
         elapsed: How many passes over the data are finished, with the part of the one under way.
+        passed: How many are when the step is done.
     """
 
     epoch: int
@@ -85,6 +86,7 @@ class Step:
     source: int
     rows: Tensor
     elapsed: float
+    passed: float
 
     @property
     def name(self) -> str:
@@ -130,7 +132,10 @@ class Batches:
             batches = [batches[place] for place in order.tolist()]
         cut = [(source, part) for source, rows in batches for part in rows.tensor_split(_pieces(self.parts, len(rows)))]
         count = len(cut)
-        return [Step(epoch, at, at == count - 1, *step, epoch + at / count) for at, step in enumerate(cut)]
+        return [
+            Step(epoch, at, at == count - 1, *step, epoch + at / count, epoch + (at + 1) / count)
+            for at, step in enumerate(cut)
+        ]
 
     def steps_an_epoch(self) -> int:
         """Return how many steps the first epoch has; others may differ where other sources have incomplete batches."""

@@ -23,11 +23,11 @@ _NAME = re.compile(r"\.?epoch-[0-9]{4,}")  # with a dot: the draft of a killed r
 
 
 def best_of(history: Sequence[Epoch]) -> Epoch | None:
-    """Return the epoch with the best accuracy under noise, the latest of equals; None of no epochs.
+    """Return the epoch with the best accuracy on the validation images, the latest of equals; None of no epochs.
 
     On few images many epochs are equal, and of these the later ones have had more training, at a lower learning rate.
     """
-    return max(reversed(history), key=lambda epoch: epoch.noisy_accuracy or 0.0, default=None)
+    return max(reversed(history), key=lambda epoch: epoch.accuracy or 0.0, default=None)
 
 
 class BestNetworks:

@@ -1,9 +1,9 @@
 """The folder of a training run: its settings, its checkpoints, and in the end the trained network.
 
 ``settings.json`` says of what run it is. ``checkpoints/epoch-0007`` is a trained network (`trained.py`) with
-``optimizer.safetensors`` and ``progress.json`` beside it, enough to go on as if nothing had happened. A checkpoint gets
-its name when it is complete, so one that is there is whole; what has another name is none of ours. ``history.csv`` has
-a line an epoch.
+``optimizer.safetensors`` and ``progress.json`` beside it, enough to go on as if nothing had happened; where the
+objective has a state, ``objective.safetensors`` too. A checkpoint gets its name when it is complete, so one that is
+there is whole; what has another name is none of ours. ``history.csv`` has a line an epoch.
 """
 
 import csv
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -27,10 +27,11 @@ from rs_plugins.core.results_writer import changes, record_text, write_whole
 from rs_plugins.core.run_folder import SETTINGS, RunFolder, writing
 from rs_plugins.core.training.loop import Mean
 from rs_plugins.core.training.trained import RECORD, WEIGHTS, load_into, plain_tensors, save_trained
+from rs_plugins.core.training.validation import NOISY
 from rs_plugins.errors import InputError, ResultsError
 
 CHECKPOINTS, HISTORY = "checkpoints", "history.csv"
-_OPTIMIZER, _PROGRESS = "optimizer.safetensors", "progress.json"
+_OPTIMIZER, _PROGRESS, _OBJECTIVE = "optimizer.safetensors", "progress.json", "objective.safetensors"
 _START = "start"  # what of the settings a checkpoint makes up for
 # settings that earlier versions did not have, and what they did
 _BEFORE = {"algorithm": "sgd", "schedule": "step", "keep_best": False}
@@ -44,16 +45,61 @@ class Epoch:
     Attributes:
         epoch: How many epochs are finished with it.
         loss: Mean of what was minimised.
-        noisy_accuracy: Share of the validation images whose class is right under one noise draw; None without any.
+        accuracy: Share of the validation images that the network does well on; None without any.
         lr: Learning rate.
         seconds: Wall-clock time of its steps, without what comes between them: validation, checkpoints.
+        figure: What the accuracy is, such as ``"noisy accuracy"`` (`rs_plugins.core.training.validation`).
     """
 
     epoch: int
     loss: float
-    noisy_accuracy: float | None
+    accuracy: float | None
     lr: float
     seconds: float
+    figure: str = NOISY
+
+    @property
+    def noisy_accuracy(self) -> float | None:
+        """The accuracy, if it is that under one noise draw."""
+        return self.accuracy if self.figure == NOISY else None
+
+    @property
+    def column(self) -> str:
+        """What the accuracy is called in files, such as ``"noisy_accuracy"``."""
+        return self.figure.replace(" ", "_")
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data, the accuracy under its name, as earlier versions wrote ``"noisy_accuracy"``."""
+        figures = {self.column: self.accuracy, "lr": self.lr, "seconds": self.seconds}
+        return {"epoch": self.epoch, "loss": self.loss, **figures}
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> "Epoch":
+        """Return what `plain` has described.
+
+        Raises:
+            KeyError: If something is missing.
+            ValueError: If there is not one accuracy.
+        """
+        epoch, loss, lr, seconds = (found[name] for name in ("epoch", "loss", "lr", "seconds"))
+        (column,) = found.keys() - {"epoch", "loss", "lr", "seconds"}
+        return cls(epoch, loss, found[column], lr, seconds, column.replace("_", " "))
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that changes from step to step, so that a checkpoint has to keep its state."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Return the state."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from ``state``.
+
+        Raises:
+            KeyError: If something is missing.
+            ValueError: If it does not fit.
+        """
 
 
 @dataclass
@@ -122,9 +168,14 @@ class TrainingFolder(RunFolder):
             write_whole(self.path / SETTINGS, record_text(self._settings))
 
     def keep(
-        self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
+        self,
+        progress: Progress,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        record: Mapping[str, Any],
+        objective: object = None,
     ) -> None:
-        """Store a checkpoint, and remove those that are too old.
+        """Store a checkpoint, with the state of ``objective`` if it has one, and remove those that are too old.
 
         Raises:
             ResultsError: If it cannot be written.
@@ -134,7 +185,10 @@ class TrainingFolder(RunFolder):
         with drafted(place) as draft:
             save_trained(draft, model, record)
             write_whole(draft / _OPTIMIZER, save(tensors))
-            write_whole(draft / _PROGRESS, record_text({**asdict(progress), "optimizer": rest}))
+            if isinstance(objective, Stateful):
+                write_whole(draft / _OBJECTIVE, save(plain_tensors(objective.state_dict())))
+            history = [epoch.plain() for epoch in progress.history]
+            write_whole(draft / _PROGRESS, record_text({**asdict(progress), "history": history, "optimizer": rest}))
         write_whole(self.path / HISTORY, _table(progress.history))
         for old in checkpoints_in(self.path)[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -199,8 +253,13 @@ def epochs_of(checkpoint: Path) -> int:
     return 0 if match is None else int(match[1])
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Put the latest checkpoint of a run into ``model`` and ``optimizer`` and return where it is; None without any.
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, objective: object = None
+) -> Progress | None:
+    """Put the latest checkpoint of a run into ``model``, ``optimizer`` and ``objective``, if that has a state.
+
+    Returns:
+        Where the run is; None without any checkpoint.
 
     Raises:
         InputError: If a file of it is damaged, or does not fit.
@@ -213,10 +272,12 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         tensors = load_file(place / _OPTIMIZER)
         found = json.loads((place / _PROGRESS).read_text(encoding="utf-8"))
         rest = found.pop("optimizer")
-        history = [Epoch(**epoch) for epoch in found.pop("history")]
+        history = [Epoch.of(epoch) for epoch in found.pop("history")]
         progress = Progress(**found | {"loss": Mean(**found["loss"])}, history=history)
         load_into(model, place / WEIGHTS)
         optimizer.load_state_dict(_restored(tensors, rest))
+        if isinstance(objective, Stateful):
+            objective.load_state_dict(load_file(place / _OBJECTIVE))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
             f"resume: the checkpoint {place} is damaged ({error}); remove it to go on with the one before"
@@ -252,8 +313,9 @@ def _restored(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[st
 
 def _table(history: Sequence[Epoch]) -> bytes:
     text = io.StringIO()
-    names = list(Epoch.__dataclass_fields__)
+    rows = [epoch.plain() for epoch in history]
+    names = list(rows[0] if rows else Epoch(0, 0.0, None, 0.0, 0.0).plain())
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(epoch) for epoch in history)
+    writer.writerows(rows)
     return text.getvalue().encode()

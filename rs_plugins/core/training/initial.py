@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from rs_plugins.core.architectures.heads import replace_head
-from rs_plugins.core.architectures.named import make_network
+from rs_plugins.core.architectures.named import SIZED, make_network
 from rs_plugins.core.architectures.normalise import STATISTICS, statistics
 from rs_plugins.core.checkpoints import load_weights
 from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.training.ibp_initial import ibp_initial
+from rs_plugins.core.training.recipe import Initial
 from rs_plugins.errors import InputError
 
 NORMALISATIONS = ("data", *STATISTICS)
@@ -22,20 +24,25 @@ def describe_network(
     """Return the arguments of `make_network` for a network of the images of ``data``, as plain data.
 
     Args:
-        data: Its images tell the channels; its labels the classes, where it does not name their number itself.
+        data: Its images tell the channels, and their size where the network is for one; its labels the classes, where
+            it does not name their number itself.
         architecture: A name as `make_network` takes it.
         normalise: Whose mean and standard deviation the first layer has: ``"data"`` for those of ``data``,
             ``"cifar10"`` or ``"imagenet"`` for those in use; None for no such layer.
         seed: Of the initial weights.
 
     Raises:
-        InputError: If there is no such normalisation.
+        InputError: If there is no such normalisation, or the images do not fit the network.
     """
     if normalise not in (None, *NORMALISATIONS):
         expected = ", ".join(map(repr, NORMALISATIONS))
         raise InputError(f"normalise: expected one of {expected} or None, got {normalise!r}")
     classes = int(data.labels.max()) + 1 if data.classes is None else data.classes
     network = {"name": architecture, "classes": classes, "channels": data.shape[0], "seed": seed}
+    if architecture in SIZED:
+        if len(data.shape) != 3 or data.shape[1] != data.shape[2]:
+            raise InputError(f"size: {architecture} takes square images, got shape {data.shape}")
+        network["size"] = data.shape[1]
     if normalise is None:
         return network
     found = statistics(data) if normalise == "data" else STATISTICS[normalise]
@@ -43,7 +50,11 @@ def describe_network(
 
 
 def initial_network(
-    network: Mapping[str, Any], weights: str | Path | None = None, *, classes: int | None = None
+    network: Mapping[str, Any],
+    weights: str | Path | None = None,
+    *,
+    classes: int | None = None,
+    initial: Initial = "default",
 ) -> nn.Module:
     """Return the network that ``network`` describes, with fresh weights or those of a file.
 
@@ -52,6 +63,7 @@ def initial_network(
         weights: A safetensors or torch file.
         classes: The file is of a network with so many classes, whose last linear layer gives way to a fresh one; None:
             the weights of the file fit as they are.
+        initial: Which fresh weights, as in a `Recipe`; those of a file stay as they are.
 
     Raises:
         InputError: If the network cannot be made, the file does not fit, or the last linear layer does not give the
@@ -61,7 +73,7 @@ def initial_network(
     """
     model = make_network(**network)
     if weights is None:
-        return model
+        return ibp_initial(model, seed=network.get("seed", 0)) if initial == "ibp" else model
     if classes is None:
         load_weights(model, weights)
         return model

@@ -18,21 +18,24 @@ from rs_plugins.core.checks import check_count, check_flag, check_positive, chec
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.job import as_data_set, as_training_set, check_classes, check_sigma
 from rs_plugins.core.models import device_and_dtype, digest, probe, without_addresses
-from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.augmentation import crop_and_flip
 from rs_plugins.core.training.batches import Batches, Source, Step, data_set
 from rs_plugins.core.training.best import BestNetworks, best_of
 from rs_plugins.core.training.fabric import Precision, launched_fabric
 from rs_plugins.core.training.folder import Epoch, Progress, TrainingFolder, checkpoints_in, load_checkpoint
 from rs_plugins.core.training.loop import check_finite, minimise
+from rs_plugins.core.training.objective import Objective
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.stopping import Stop, stop_noted
 from rs_plugins.core.training.trained import check_network
-from rs_plugins.core.training.validation import noisy_accuracy
+from rs_plugins.core.training.validation import figure_of, measured
 from rs_plugins.errors import DivergedError, InputError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+# settings of a recipe that earlier versions did not have: named where they are not at their defaults
+_LATER = ("initial", "lr_warmup", "gradient_clip")
 
 
 def train_data_set(
@@ -71,7 +74,8 @@ def train_data_set(
         network: The arguments of `make_network` that made ``model``, so that `load_trained` can make it again.
         extra: More images, such as ones with pseudo-labels: as many batches of them an epoch as of ``data``.
         extra_weight: By what their loss is multiplied (w of Salman et al. 2019).
-        validation: Images on which the accuracy under one noise draw is measured after each epoch.
+        validation: Images on which an accuracy is measured after each epoch: for methods under noise that under one
+            draw of it, for others that which the method names (`rs_plugins.core.training.validation.figure_of`).
         seed: Seed of shuffling, noise and augmentation.
         device: ``"cpu"`` or ``"cuda"``; without torchrun also one of several, such as ``"cuda:1"``.
         precision: ``"32-true"``, or ``"bf16-mixed"``: faster where the hardware has bfloat16.
@@ -108,7 +112,8 @@ def train_data_set(
         raise InputError("keep_best: expected validation images to choose an epoch by, got none")
     if keep_best and not recipe.epochs:
         raise InputError("keep_best: expected a recipe of at least 1 epoch to choose one, got 0")
-    check_sigma(recipe.sigma)
+    if recipe.sigma is not None:
+        check_sigma(recipe.sigma)
     _check_images(model, *(one for one in (data, more, watched) if one is not None))
     settings = {
         **_account(recipe),
@@ -133,6 +138,7 @@ def train_data_set(
         fabric=fabric,
         model=model,
         recipe=recipe,
+        objective=recipe.objective(),
         optimizer=recipe.optimizer(model),
         sources=[data_set(data), *([] if more is None else [data_set(more, weight=extra_weight)])],
         watched=watched,
@@ -155,6 +161,7 @@ class _Run:
     fabric: "Fabric"
     model: nn.Module
     recipe: Recipe
+    objective: Objective
     optimizer: torch.optim.Optimizer
     sources: Sequence[Source]
     watched: DataSet | None
@@ -167,7 +174,7 @@ class _Run:
 
     def go_on(self, after_epoch: Callable[[Epoch], None] | None, *, progress: bool) -> list[Epoch]:
         """Train from the latest checkpoint to the end, or until a signal comes."""
-        state = load_checkpoint(self.kept.path, self.model, self.optimizer) or Progress(self.start)
+        state = load_checkpoint(self.kept.path, self.model, self.optimizer, self.objective) or Progress(self.start)
         if state.epoch > self.recipe.epochs:
             got = self.recipe.epochs
             raise InputError(f"epochs: expected at least {state.epoch}, which {self.kept.path} has, got {got}")
@@ -175,7 +182,6 @@ class _Run:
             self.best.check(state)
         sizes = [source.size for source in self.sources]
         batches = Batches(sizes, self.recipe.batch_size, self.recipe.parts, seed=self.seed)
-        self._set_learning_rate(state)
         with (
             _advice(self.kept.path),
             closing(self._steps(batches, state)) as steps,
@@ -202,31 +208,32 @@ class _Run:
 
     def _steps(self, batches: Batches, state: Progress) -> Generator[tuple[Step, float], None, None]:
         return minimise(
-            *(self.fabric, self.model, self.recipe.objective(), self.sources, batches, self.optimizer),
+            *(self.fabric, self.model, self.objective, self.sources, batches, self.optimizer),
             epochs=range(state.epoch, self.recipe.epochs),
             skip=state.steps,
             augment=crop_and_flip if self.recipe.augment else None,
             workers=self.workers,
+            gradient_clip=self.recipe.gradient_clip,
+            before_step=self._set_learning_rate,
         )
 
     def _finish_epoch(self, state: Progress) -> None:
         accuracy = None
         if self.watched is not None and self.fabric.is_global_zero:
-            accuracy = noisy_accuracy(self.model, self.watched, GaussianNoise(self.recipe.sigma), self.seed)
-        rate = self.recipe.learning_rate(state.epoch)
-        state.finish_epoch(Epoch(state.epoch + 1, state.loss.value, accuracy, rate, state.seconds))
-        self._set_learning_rate(state)
+            accuracy = measured(self.objective, self.model, self.watched, self.seed)
+        figure, rate = figure_of(self.objective), self.recipe.learning_rate(state.epoch)
+        state.finish_epoch(Epoch(state.epoch + 1, state.loss.value, accuracy, rate, state.seconds, figure))
 
-    def _set_learning_rate(self, state: Progress) -> None:
+    def _set_learning_rate(self, step: Step) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate(state.epoch)
+            group["lr"] = self.recipe.learning_rate(step.epoch, step.passed)
 
     def _keep(self, state: Progress) -> None:
         if not self.fabric.is_global_zero:
             return
         if self.best is not None and not state.steps:
             self.best.keep(state, self.model, self._record(state))
-        self.kept.keep(state, self.model, self.optimizer, self._record(state))
+        self.kept.keep(state, self.model, self.optimizer, self._record(state), self.objective)
         if self.best is not None:
             self.best.forget(state)
 
@@ -238,7 +245,7 @@ class _Run:
         if chosen is None:
             return {}
         self.best.put_into(self.model, chosen)
-        return {"chosen_epoch": chosen.epoch, "chosen_noisy_accuracy": chosen.noisy_accuracy}
+        return {"chosen_epoch": chosen.epoch, f"chosen_{chosen.column}": chosen.accuracy}
 
     def _record(self, state: Progress) -> dict[str, Any]:
         return {**self.record, "start": state.start, "trained_epochs": state.epoch}
@@ -255,7 +262,9 @@ def _account(recipe: Recipe) -> dict[str, Any]:
 
     That is after any number of epochs, so their number is part of it only where it decides the steps from the first on.
     """
-    without = {"options", *recipe.idle, *(() if recipe.schedule == "cosine" else ("epochs",))}
+    usual = {field.name: field.default for field in fields(Recipe)}
+    later = (name for name in _LATER if getattr(recipe, name) == usual[name])
+    without = {"options", *recipe.idle, *later, *(() if recipe.schedule == "cosine" else ("epochs",))}
     names = [field.name for field in fields(recipe) if field.name not in without]
     return {**{name: getattr(recipe, name) for name in names}, "objective": without_addresses(repr(recipe.objective()))}
 
@@ -308,7 +317,7 @@ def _bar(state: Progress, recipe: Recipe, batches: Batches, *, shown: bool) -> "
 
 
 def _show(bar: "tqdm[Any]", state: Progress) -> None:
-    last = state.history[-1].noisy_accuracy if state.history else None
-    accuracy = {} if last is None else {"noisy_accuracy": f"{last:.1%}"}
+    last = state.history[-1] if state.history else None
+    accuracy = {} if last is None or last.accuracy is None else {last.column: f"{last.accuracy:.1%}"}
     bar.set_postfix(epoch=state.epoch + 1, loss=f"{state.loss.value:.4f}", **accuracy, refresh=False)
     bar.update()

@@ -146,6 +146,8 @@ def minimise(
     skip: int = 0,
     augment: Augmentation | None = None,
     workers: int = 0,
+    gradient_clip: float | None = None,
+    before_step: Callable[[Step], None] | None = None,
 ) -> Generator[tuple[Step, float], None, None]:
     """Take one step of the optimiser after the other and yield each with its mean loss.
 
@@ -165,6 +167,8 @@ def minimise(
         skip: How many steps of the first one are done already.
         augment: Changes images at random before the objective sees them.
         workers: Processes that read images ahead; 0: this one reads.
+        gradient_clip: To what l2 norm the gradient by all parameters, of all processes, is scaled down if it is larger.
+        before_step: Called before each step of the optimiser, to set its learning rate, say.
 
     Raises:
         InputError: If no parameter of the model is to be trained.
@@ -191,6 +195,10 @@ def minimise(
         mean = _mean_over_processes(fabric, loss, share)
         if not math.isfinite(mean):
             raise DivergedError(f"loss: expected a finite value, got {mean} in epoch {step.epoch}")
+        if gradient_clip is not None:  # infinite ones become NaN, which `check_finite` finds
+            fabric.clip_gradients(loss_of, optimizer, max_norm=gradient_clip, error_if_nonfinite=False)
+        if before_step is not None:
+            before_step(step)
         optimizer.step()
         return mean
 

@@ -1,7 +1,7 @@
 """The training methods by name."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -28,8 +28,13 @@ METHODS: Mapping[str, Any] = MappingProxyType(
 )
 
 
-def make_objective(method: str, sigma: float, **options: Any) -> Objective:
-    """Return the objective of ``method`` under noise of ``sigma`` pixels, with its ``options``.
+def make_objective(method: str, sigma: float | None = None, **options: Any) -> Objective:
+    """Return the objective of ``method`` with its ``options``.
+
+    Args:
+        method: Its name.
+        sigma: Standard deviation of the noise on the images, in pixels; None for a method that trains without.
+        options: Its options.
 
     Raises:
         InputError: If there is no such method, it has no such option, or a value is impossible.
@@ -37,11 +42,29 @@ def make_objective(method: str, sigma: float, **options: Any) -> Objective:
     if method not in METHODS:
         raise InputError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
     known = option_names(method)
-    if unknown := options.keys() - {*known, "family"}:
+    noisy, chosen = takes_noise(method), METHODS[method]
+    if unknown := options.keys() - {*known, *(("family",) if noisy else ())}:
         raise InputError(f"{min(unknown)}: {method!r} has no such option, expected one of {', '.join(known)}")
-    return METHODS[method](sigma, **options)  # type: ignore[no-any-return]
+    if noisy and sigma is None:
+        raise InputError(f"sigma: {method!r} trains under noise, expected a finite number > 0, got None")
+    if not noisy and sigma is not None:
+        raise InputError(f"sigma: {method!r} trains without noise on the images, expected None, got {sigma}")
+    if missing := [name for name in known if name not in options and _needed(chosen, name)]:
+        raise InputError(f"{missing[0]}: {method!r} needs this option, got none")
+    return chosen(sigma, **options) if noisy else chosen(**options)  # type: ignore[no-any-return]
+
+
+def takes_noise(method: str) -> bool:
+    """Whether ``method``, one of `METHODS`, trains under noise on the images."""
+    return any(field.name == "sigma" for field in fields(METHODS[method]))
+
+
+def _needed(method: Any, option: str) -> bool:
+    """Whether an option has no default."""
+    (its,) = (field for field in fields(method) if field.name == option)
+    return its.default is MISSING and its.default_factory is MISSING
 
 
 def option_names(method: str) -> list[str]:
-    """Return the names of the options of ``method``, without the noise, which all methods have."""
+    """Return the names of the options of ``method``, without the noise."""
     return [field.name for field in fields(METHODS[method]) if field.name not in ("sigma", "family")]

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -16,10 +16,20 @@ from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError, RSPluginsWarning
 
 Algorithm = Literal["sgd", "adam", "adamw"]
-Schedule = Literal["step", "cosine"]
+Schedule = Literal["step", "milestones", "cosine"]
 Drop = Literal["documented", "reference"]
-_CHOICES = {"algorithm": Algorithm, "schedule": Schedule, "lr_drop": Drop}
-_COUNTED_IN_EPOCHS = {"warmup": 1, "deferred": 0}  # options of methods, each with its least value
+Initial = Literal["default", "ibp"]
+_CHOICES = {"algorithm": Algorithm, "schedule": Schedule, "lr_drop": Drop, "initial": Initial}
+# options of methods, each with its least value; those that are no integers need not become any
+_COUNTED_IN_EPOCHS = {"warmup": 1, "deferred": 0, "ramp_start": 0, "ramp": 0, "decay": 0}
+# settings that not every algorithm or schedule has a use for, and what they are for
+_ONLY_FOR = {
+    "momentum": ("sgd",),
+    "lr_step": ("step",),
+    "lr_milestones": ("milestones",),
+    "lr_factor": ("step", "milestones"),
+    "lr_drop": ("step",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +39,10 @@ class Recipe:
     Attributes:
         method: Name of the method (`rs_plugins.core.training.methods`).
         options: Its options.
-        sigma: Standard deviation of the noise, in pixels.
+        sigma: Standard deviation of the noise on the images, in pixels; None for a method without.
         architecture: Name of the network (`rs_plugins.core.architectures`).
+        initial: The initial weights: ``"default"``, those of the layers, or ``"ibp"``, those of Shi et al. (2021) for
+            training by interval bounds (`rs_plugins.core.training.ibp_initial`).
         normalise: Of which data the network subtracts the mean and divides by the standard deviation first.
         augment: Whether images are cropped at random from 4 more pixels on each side, and flipped.
         epochs: Passes over the data.
@@ -39,14 +51,20 @@ class Recipe:
         algorithm: The optimiser: ``"sgd"``, ``"adam"`` or ``"adamw"``, the latter two with torch's own betas (0.9 and
             0.999); ``"adamw"`` alone decays weights apart from the gradient.
         lr: Learning rate.
-        schedule: ``"step"``: it drops every ``lr_step`` epochs. ``"cosine"``: in epoch e of E, from 0, it is
-            lr · (1 + cos(π·e/E)) / 2, so that another number of epochs is another recipe from the start.
+        schedule: ``"step"``: it drops every ``lr_step`` epochs. ``"milestones"``: it drops after each of
+            ``lr_milestones``. ``"cosine"``: in epoch e of E, from 0, it is lr · (1 + cos(π·e/E)) / 2, so that another
+            number of epochs is another recipe from the start.
         lr_step: Epochs after which it drops, each time.
+        lr_milestones: Numbers of epochs after which it drops, in ascending order.
         lr_factor: By what it is multiplied then.
         lr_drop: ``"documented"``: it drops after ``lr_step``, 2·``lr_step``, … epochs. ``"reference"``: one epoch
             later, as in the code of Jeong et al. (2021), whose scheduler is told the number of the epoch that ends.
+        lr_warmup: In so many epochs at the beginning it rises in a straight line, from step to step: of T steps the
+            t-th, from 1, has t/T of what it would have otherwise.
         momentum: Momentum of SGD.
         weight_decay: Weight decay.
+        gradient_clip: If the l2 norm of the gradient by all parameters is above this, it is scaled down to it; None
+            for no bound.
 
     Raises:
         InputError: If a setting has an impossible value, or one that the algorithm or the schedule has no use for is
@@ -54,9 +72,10 @@ class Recipe:
     """
 
     method: str
-    sigma: float
+    sigma: float | None = None
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     architecture: str = "lenet"
+    initial: Initial = "default"
     normalise: str | None = None
     augment: bool = False
     epochs: int = 90
@@ -66,15 +85,22 @@ class Recipe:
     lr: float = 0.01
     schedule: Schedule = "step"
     lr_step: int = 30
+    lr_milestones: tuple[int, ...] = ()
     lr_factor: float = 0.1
     lr_drop: Drop = "documented"
+    lr_warmup: int = 0
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    gradient_clip: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", getattr(self.objective(), "sigma", self.sigma))  # method and options, too
         self._check("augment", check_flag)
-        self._check("epochs", check_count, least=0)
+        for name in ("epochs", "lr_warmup"):
+            self._check(name, check_count, least=0)
+        self._check("lr_milestones", _check_milestones)
+        if self.gradient_clip is not None:
+            self._check("gradient_clip", check_positive)
         for name in ("batch_size", "parts", "lr_step"):
             self._check(name, check_count)
         for name in ("lr", "lr_factor"):
@@ -87,8 +113,11 @@ class Recipe:
                 raise InputError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}")
         for name, value in self._defaults(self.idle).items():
             if getattr(self, name) != value:
-                needs = ("optimiser sgd", self.algorithm) if name == "momentum" else ("schedule step", self.schedule)
-                raise InputError(f"{name}: only for the {needs[0]}, got {getattr(self, name)} with {needs[1]}")
+                kind, has = ("optimiser", self.algorithm) if name == "momentum" else ("schedule", self.schedule)
+                needs = f"{kind} {' or '.join(_ONLY_FOR[name])}"
+                raise InputError(f"{name}: only for the {needs}, got {getattr(self, name)} with {has}")
+        if self.schedule == "milestones" and not self.lr_milestones:
+            raise InputError("lr_milestones: expected epochs beside the schedule milestones, got none")
 
     def _check(self, name: str, check: Callable[..., Any], **how: Any) -> None:
         """Replace the setting ``name`` by what ``check`` makes of it."""
@@ -117,13 +146,29 @@ class Recipe:
         make = torch.optim.Adam if self.algorithm == "adam" else torch.optim.AdamW
         return make(trained, lr=self.lr, weight_decay=self.weight_decay)
 
-    def learning_rate(self, epoch: int) -> float:
-        """Return the learning rate in ``epoch``, from 0."""
+    def learning_rate(self, epoch: int, passed: float | None = None) -> float:
+        """Return the learning rate in ``epoch``, from 0.
+
+        Args:
+            epoch: The epoch.
+            passed: How many epochs have passed at the end of the step, by which ``lr_warmup`` goes; None for the end of
+                the epoch.
+        """
+        rate = self.lr * self._share(epoch)
+        if not self.lr_warmup:
+            return rate
+        return rate * min(1.0, (epoch + 1 if passed is None else passed) / self.lr_warmup)
+
+    def _share(self, epoch: int) -> float:
+        """Return which share of ``lr`` the schedule leaves in ``epoch``."""
         if self.schedule == "cosine":
             share = min(1.0, epoch / max(1, self.epochs))
-            return self.lr * (1 + math.cos(math.pi * share)) / 2
-        drops = max(0, epoch - (self.lr_drop == "reference")) // self.lr_step
-        return self.lr * self.lr_factor**drops
+            return (1 + math.cos(math.pi * share)) / 2
+        if self.schedule == "milestones":
+            drops = sum(epoch >= milestone for milestone in self.lr_milestones)
+        else:
+            drops = max(0, epoch - (self.lr_drop == "reference")) // self.lr_step
+        return float(self.lr_factor**drops)
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         """Return `learning_rate` as a scheduler of what `optimizer` returned, to be stepped after each epoch."""
@@ -147,13 +192,21 @@ class Recipe:
         objective, options = self.objective(), dict(self.options)
         for name, least in _COUNTED_IN_EPOCHS.items():
             value = getattr(objective, name, None)
-            if value is not None:
+            if isinstance(value, float):
+                options[name] = value * share
+            elif value is not None:
                 options[name] = max(least, round(value * share))
         if options.get("deferred") is not None and options["deferred"] >= epochs - 1:
             message = f"epochs: {epochs} are too few for {self.method!r}, whose deferred term would never act"
             warnings.warn(message, RSPluginsWarning, stacklevel=2)
-        lr_step = self.lr_step if "lr_step" in self.idle else max(1, round(self.lr_step * share))
-        return replace(self, epochs=epochs, lr_step=lr_step, options=MappingProxyType(options))
+        return replace(
+            self,
+            epochs=epochs,
+            lr_step=self.lr_step if "lr_step" in self.idle else max(1, round(self.lr_step * share)),
+            lr_milestones=tuple(max(1, round(milestone * share)) for milestone in self.lr_milestones),
+            lr_warmup=round(self.lr_warmup * share),
+            options=MappingProxyType(options),
+        )
 
     def changed(self, **changes: Any) -> "Recipe":
         """Return the recipe with other settings; those that they leave without a use go back to their defaults.
@@ -169,5 +222,13 @@ class Recipe:
 
 
 def _idle(algorithm: str, schedule: str) -> tuple[str, ...]:
-    momentum = () if algorithm == "sgd" else ("momentum",)
-    return momentum if schedule == "step" else (*momentum, "lr_step", "lr_factor", "lr_drop")
+    return tuple(name for name, users in _ONLY_FOR.items() if not {algorithm, schedule} & set(users))
+
+
+def _check_milestones(values: Sequence[int], name: str) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InputError(f"{name}: expected numbers of epochs in ascending order, got {values!r}")
+    found = tuple(check_count(value, name) for value in values)
+    if list(found) != sorted(found):
+        raise InputError(f"{name}: expected numbers of epochs in ascending order, got {found}")
+    return found

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rs_plugins.core.architectures.named import make_network
+from rs_plugins.core.architectures.named import NETWORKS, SIZED, make_network
 from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.checkpoints import load_weights, read_weights
@@ -34,12 +34,12 @@ class Trained:
 
     Attributes:
         model: The base classifier, in eval mode; an `AdaptedClassifier` where it has a certifying adapter.
-        sigma: Standard deviation of the noise it was trained with, in pixels.
+        sigma: Standard deviation of the noise it was trained with, in pixels; None if it was trained without.
         record: What ``model.json`` says: method, network, data, seed, versions.
     """
 
     model: nn.Module
-    sigma: float
+    sigma: float | None
     record: Mapping[str, Any]
 
 
@@ -71,7 +71,9 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
     """
     folder, trust = Path(folder), check_flag(trust, "trust")
     record = read_record(folder)
-    sigma = check_positive(record.get("sigma", 0), f"{folder / RECORD}: sigma")
+    sigma = record.get("sigma", 0)
+    if sigma is not None:
+        sigma = check_positive(sigma, f"{folder / RECORD}: sigma")
     adapter = record.get("adapter")
     if model is not None and (adapter is None or isinstance(model, AdaptedClassifier)):
         load_into(model, folder / WEIGHTS)
@@ -119,7 +121,8 @@ def _network(folder: Path, record: Mapping[str, Any], *, trust: bool) -> dict[st
     network = check_network(record["network"], f"model: {place}: network")
     name = network["name"]
     if ":" in name and not trust:  # all other names are looked up among networks that are known
-        words = ["--model", name, "--weights", str(folder / WEIGHTS), "--sigma", f"{record['sigma']:g}"]
+        noise = [] if record["sigma"] is None else ["--sigma", f"{record['sigma']:g}"]
+        words = ["--model", name, "--weights", str(folder / WEIGHTS), *noise]
         by_hand = "" if record.get("adapter") is not None else f" ({shlex.join(words)})"
         raise InputError(
             f"model: {place} names a function, {name}, which would be imported and called; if you trust it, say "
@@ -145,7 +148,18 @@ def _bounded(network: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Mappin
         for name, least in (("classes", 2), ("channels", 1)):
             if network.get(name) is not None:
                 _check_side(network[name], name, stored, least=least)
+    if network["name"] in SIZED:
+        _check_values(network, sum(value.numel() for value in stored.values()))
     return network
+
+
+def _check_values(network: Mapping[str, Any], stored: int) -> None:
+    """Refuse a ``network`` for images of one size that has more values than are stored, before it takes memory."""
+    given = {name: network[name] for name in ("size", "width") if network.get(name) is not None}
+    with torch.device("meta"):
+        twin = NETWORKS[network["name"]](network.get("classes", 10), network.get("channels"), **given).make()
+    if (values := sum(value.numel() for value in twin.state_dict().values())) > stored:
+        raise InputError(f"expected at most {stored} values, as many as {WEIGHTS} has, got a network of {values}")
 
 
 def _check_side(number: Any, name: str, stored: Mapping[str, Tensor], *, least: int = 1) -> None:

@@ -63,7 +63,7 @@ def test_channels():
 
 def test_which_is_which():
     assert isinstance(make_network("resnet20"), CifarResNet)
-    heads = {name: "fc" if hasattr(make_network(name), "fc") else "linear" for name in list(NETWORKS)[1:]}
+    heads = {name: "fc" if hasattr(make_network(name), "fc") else "linear" for name in list(NETWORKS)[1:4]}
     assert heads == {"resnet20": "linear", "resnet56": "linear", "resnet110": "fc"}
 
 
@@ -98,6 +98,12 @@ def test_on_the_cpu_wherever_tensors_are_made():
         ("resnet20", {"mean": (0,), "std": (1,)}, r"^mean: expected one number per channel, 3 for resnet20, got 1$"),
         ("lenet", {"mean": (0,), "std": (0,)}, r"^std: expected a finite number > 0, got 0.0$"),
         (None, {}, r"^model: expected a name, got NoneType$"),
+        ("resnet20", {"size": 32}, r"^size: only for cnn3, cnn5, cnn7, got 32 with resnet20$"),
+        ("own_nets:net", {"width": 0.5}, r"^width: only for cnn3, cnn5, cnn7, got 0.5 with own_nets:net$"),
+        ("cnn3", {"width": 0}, r"^width: expected a finite number > 0, got 0$"),
+        ("cnn7", {"size": 2.5}, r"^size: expected an integer >= 1, got 2.5$"),
+        ("cnn5", {"size": 1}, r"^size: images of 1 by 1 pixels are too small for the network$"),
+        ("cnn5", {"mean": (0, 0)}, r"^mean: expected one number per channel, 3 for cnn5, got 2$"),
     ],
 )
 def test_what_does_not_fit(name, options, message):

@@ -27,6 +27,7 @@ def test_an_epoch_is_every_image_once_in_an_order_of_its_own():
     assert [step.last for step in first] == [False] * 10 + [True]
     assert {step.epoch for step in second} == {1}
     assert [step.elapsed for step in second] == [1 + index / 11 for index in range(11)]
+    assert [step.passed for step in second] == [1 + index / 11 for index in range(1, 12)]
     assert batches.steps_an_epoch() == 11
 
 

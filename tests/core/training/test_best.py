@@ -82,7 +82,7 @@ def disturbed(at, what):
 def scored(monkeypatch, scores=SCORES):
     """Let the epochs have these accuracies: batch normalisation counts the steps."""
     monkeypatch.setattr(
-        "rs_plugins.core.training.job.noisy_accuracy",
+        "rs_plugins.core.training.validation.noisy_accuracy",
         lambda model, *_: scores[int(model[1].num_batches_tracked) // STEPS - 1],
     )
 

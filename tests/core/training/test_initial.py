@@ -10,6 +10,7 @@ from torch import nn
 from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.architectures.normalise import STATISTICS, statistics
 from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.training.ibp_initial import ibp_initial
 from rs_plugins.core.training.initial import NORMALISATIONS, describe_network, initial_network
 from rs_plugins.errors import InputError
 
@@ -104,3 +105,26 @@ def test_a_head_that_could_not_be_made_again(nets, function, message):
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(192, 6)).state_dict(), nets / "w.pt")
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         initial_network(describe_network(images(), f"initial_nets:{function}"), nets / "w.pt", classes=6)
+
+
+# ---- for certified training ------------------------------------------------------------------------------------------
+
+
+def test_a_network_for_images_of_one_size():
+    found = describe_network(images(), "cnn3", seed=3)
+    assert found == {"name": "cnn3", "classes": 4, "channels": 3, "seed": 3, "size": 8}
+    assert initial_network(found)(images().read([0, 1])).shape == (2, 4)
+    wide = in_memory("noise", np.zeros((2, 1, 8, 9), dtype=np.uint8), np.array([0, 1]))
+    with pytest.raises(InputError, match=r"^size: cnn5 takes square images, got shape \(1, 8, 9\)$"):
+        describe_network(wide, "cnn5")
+
+
+def test_initial_weights_for_interval_bounds(tmp_path):
+    network = describe_network(images(), "cnn5", normalise="cifar10", seed=1)
+    usual, found = make_network(**network), initial_network(network, initial="ibp")
+    assert equal(found, ibp_initial(make_network(**network), seed=1))
+    assert not equal(found, usual)
+    assert float(found[1][7].weight.detach().std()) == pytest.approx((2 * np.pi) ** 0.5 / 128, rel=0.1)
+    assert torch.equal(found[1][-1].weight, usual[1][-1].weight)
+    torch.save(usual.state_dict(), tmp_path / "w.pt")
+    assert equal(initial_network(network, tmp_path / "w.pt", initial="ibp"), usual)

@@ -491,7 +491,7 @@ def test_only_divergence_is_advised_about(tmp_path, monkeypatch):
     def fail(*_):
         raise ModelError("model: no logits")
 
-    monkeypatch.setattr("rs_plugins.core.training.job.noisy_accuracy", fail)
+    monkeypatch.setattr("rs_plugins.core.training.validation.noisy_accuracy", fail)
     with pytest.raises(ModelError, match=r"^model: no logits$"):
         train(tmp_path / "run", validation=OTHER)
 

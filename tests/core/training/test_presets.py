@@ -11,7 +11,7 @@ from rs_plugins.core.training.consistency import Consistency
 from rs_plugins.core.training.gaussian import Gaussian
 from rs_plugins.core.training.inner_attacks import PGD
 from rs_plugins.core.training.macer import Macer
-from rs_plugins.core.training.methods import METHODS, make_objective
+from rs_plugins.core.training.methods import METHODS, make_objective, takes_noise
 from rs_plugins.core.training.presets import PRESETS, SIGMAS, preset
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.smoothadv import SmoothAdv
@@ -140,7 +140,12 @@ def test_unknown_names_are_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_are_made_by_name(name):
-    assert make_objective(name, 0.25) == METHODS[name](0.25)
+    if takes_noise(name):
+        assert make_objective(name, 0.25) == METHODS[name](0.25)
+    else:
+        assert make_objective(name, eps=0.25) == METHODS[name](eps=0.25)
+        with pytest.raises(InputError, match=f"^eps: {name!r} needs this option, got none$"):
+            make_objective(name)
 
 
 def test_a_shorter_recipe_keeps_its_proportions():

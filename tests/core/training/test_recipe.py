@@ -127,6 +127,73 @@ def test_a_shorter_cosine_ends_at_nothing_too():
     assert recipe.learning_rate(5) == pytest.approx(recipe.lr / 2)
 
 
+def test_milestones():
+    recipe = replace(RECIPE, schedule="milestones", lr_milestones=[2, 3.0, 6], lr_factor=0.5, lr=0.8, epochs=8)
+    assert recipe.lr_milestones == (2, 3, 6)
+    assert [recipe.learning_rate(epoch) for epoch in range(8)] == pytest.approx(
+        [0.8] * 2 + [0.4] + [0.2] * 3 + [0.1] * 2
+    )
+    assert recipe.shortened(4).lr_milestones == (1, 2, 3)
+    assert recipe.shortened(1).lr_milestones == (1, 1, 1)
+    assert recipe.changed(schedule="step").lr_milestones == ()
+    optimizer = recipe.optimizer(network())
+    scheduler = recipe.scheduler(optimizer)
+    for epoch in range(8):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(recipe.learning_rate(epoch))
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_learning_rate_warms_up():
+    recipe = replace(RECIPE, lr_warmup=2, lr=0.8, lr_step=3, epochs=6)
+    assert recipe.learning_rate(0, 0.25) == pytest.approx(0.1)
+    assert recipe.learning_rate(1, 1.5) == pytest.approx(0.6)
+    assert recipe.learning_rate(1, 2.0) == recipe.learning_rate(2, 2.5) == 0.8
+    assert recipe.learning_rate(3, 3.1) == pytest.approx(0.08)
+    assert [recipe.learning_rate(epoch) for epoch in (0, 1, 2)] == pytest.approx([0.4, 0.8, 0.8])
+    assert recipe.shortened(3).lr_warmup == 1
+    cosine = replace(RECIPE, lr_warmup=4, schedule="cosine", epochs=4)
+    assert cosine.learning_rate(2, 2.5) == pytest.approx(0.01 * (1 + math.cos(math.pi / 2)) / 2 * 2.5 / 4)
+
+
+def test_a_run_warms_up_from_step_to_step(tmp_path, monkeypatch):
+    rates = []
+
+    def optimizer(recipe, model, make=Recipe.optimizer):
+        made = make(recipe, model)
+        made.register_step_pre_hook(lambda own, *_: rates.append(own.param_groups[0]["lr"]))
+        return made
+
+    monkeypatch.setattr(Recipe, "optimizer", optimizer)
+    train(tmp_path / "run", replace(RECIPE, lr_warmup=2, lr=0.6, schedule="milestones", lr_milestones=(2,)))
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.06, 0.06, 0.06])
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+def test_gradients_are_scaled_down_to_a_norm(tmp_path, monkeypatch, clip):
+    norms = []
+
+    def optimizer(recipe, model, make=Recipe.optimizer):
+        def note(own, *_):
+            gradients = [value.grad.flatten() for group in own.param_groups for value in group["params"]]
+            norms.append(float(torch.cat(gradients).norm()))
+
+        made = make(recipe, model)
+        made.register_step_pre_hook(note)
+        return made
+
+    usual, _ = train(tmp_path / "usual", RECIPE)
+    monkeypatch.setattr(Recipe, "optimizer", optimizer)
+    clipped, _ = train(tmp_path / "clipped", replace(RECIPE, gradient_clip=clip))
+    assert len(norms) == 9
+    assert equal(usual, clipped) == (clip == 1e3)
+    if clip == 1e-3:
+        assert norms == pytest.approx([clip] * 9, rel=1e-3)
+
+
 # ---- a run ---------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +204,7 @@ def test_a_shorter_cosine_ends_at_nothing_too():
         {"algorithm": "adamw"},
         {"schedule": "cosine"},
         {"algorithm": "adam", "schedule": "cosine"},
+        {"schedule": "milestones", "lr_milestones": (1, 2), "lr_warmup": 1, "gradient_clip": 0.1},
     ],
     ids=str,
 )
@@ -168,6 +236,24 @@ def test_what_the_settings_say(tmp_path):
     assert not {"momentum", "lr_step", "lr_factor", "lr_drop"} & other.keys()
 
 
+def test_new_settings_are_named_where_they_are_not_at_their_defaults(tmp_path):
+    """So a folder that an earlier version began is one of the same run."""
+    train(tmp_path / "usual", RECIPE)
+    written = json.loads((tmp_path / "usual" / "settings.json").read_text())
+    assert list(written) == [
+        *("format", "method", "sigma", "architecture", "normalise", "augment", "batch_size", "parts", "algorithm"),
+        *("lr", "schedule", "lr_step", "lr_factor", "lr_drop", "momentum", "weight_decay", "objective", "data"),
+        *("images", "shape", "digest", "seed", "extra", "network", "architecture_digits", "precision"),
+        *("channels_last", "keep_best", "start"),
+    ]
+    new = {"schedule": "milestones", "lr_milestones": [1, 3], "lr_warmup": 1, "gradient_clip": 0.5, "initial": "ibp"}
+    train(tmp_path / "other", replace(RECIPE, **new))
+    assert new.items() <= json.loads((tmp_path / "other" / "settings.json").read_text()).items()
+    for name in ("lr_warmup", "gradient_clip", "initial"):
+        with pytest.raises(ResultsError, match=rf"begun by another run \({name}: None -> "):
+            train(tmp_path / "usual", replace(RECIPE, epochs=4, **{name: new[name]}), resume=True)
+
+
 def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
     """Its settings do not name what there was no choice of."""
     longer = replace(RECIPE, epochs=4)
@@ -197,10 +283,31 @@ def test_a_cosine_over_other_epochs_is_another_run(tmp_path, epochs):
     ("changes", "message"),
     [
         ({"algorithm": "lion"}, "algorithm: expected one of 'sgd', 'adam', 'adamw', got 'lion'"),
-        ({"schedule": "linear"}, "schedule: expected one of 'step', 'cosine', got 'linear'"),
+        ({"schedule": "linear"}, "schedule: expected one of 'step', 'milestones', 'cosine', got 'linear'"),
         ({"algorithm": "adam", "momentum": 0.5}, "momentum: only for the optimiser sgd, got 0.5 with adam"),
         ({"schedule": "cosine", "lr_step": 7}, "lr_step: only for the schedule step, got 7 with cosine"),
-        ({"schedule": "cosine", "lr_factor": 0.5}, "lr_factor: only for the schedule step, got 0.5 with cosine"),
+        ({"lr_milestones": (3,)}, "lr_milestones: only for the schedule milestones, got (3,) with step"),
+        (
+            {"schedule": "milestones", "lr_milestones": (3,), "lr_step": 7},
+            "lr_step: only for the schedule step, got 7 with milestones",
+        ),
+        ({"schedule": "milestones"}, "lr_milestones: expected epochs beside the schedule milestones, got none"),
+        (
+            {"schedule": "milestones", "lr_milestones": (3, 2)},
+            "lr_milestones: expected numbers of epochs in ascending order, got (3, 2)",
+        ),
+        (
+            {"schedule": "milestones", "lr_milestones": "50"},
+            "lr_milestones: expected numbers of epochs in ascending order, got '50'",
+        ),
+        ({"schedule": "milestones", "lr_milestones": (0,)}, "lr_milestones: expected an integer >= 1, got 0"),
+        ({"lr_warmup": -1}, "lr_warmup: expected an integer >= 0, got -1"),
+        ({"gradient_clip": 0}, "gradient_clip: expected a finite number > 0, got 0"),
+        ({"initial": "zero"}, "initial: expected one of 'default', 'ibp', got 'zero'"),
+        (
+            {"schedule": "cosine", "lr_factor": 0.5},
+            "lr_factor: only for the schedule step or milestones, got 0.5 with cosine",
+        ),
         (
             {"schedule": "cosine", "lr_drop": "reference"},
             "lr_drop: only for the schedule step, got reference with cosi",
@@ -216,11 +323,11 @@ def test_settings_that_do_not_go_together(changes, message):
 
 def test_settings_of_no_use_any_more_are_forgotten():
     recipe = replace(RECIPE, momentum=0.5, lr_step=7, lr_factor=0.5, lr_drop="reference")
-    assert recipe.idle == ()
+    assert recipe.idle == ("lr_milestones",)
     adam = recipe.changed(algorithm="adam", lr=0.001)
     assert adam == replace(recipe, algorithm="adam", lr=0.001, momentum=0.9)
-    assert adam.idle == ("momentum",)
+    assert adam.idle == ("momentum", "lr_milestones")
     cosine = recipe.changed(schedule="cosine")
     assert cosine == Recipe(**{**vars(RECIPE), "momentum": 0.5, "schedule": "cosine"})
-    assert cosine.idle == ("lr_step", "lr_factor", "lr_drop")
+    assert cosine.idle == ("lr_step", "lr_milestones", "lr_factor", "lr_drop")
     assert recipe.changed(sigma=0.5) == replace(recipe, sigma=0.5)
