@@ -15,7 +15,7 @@ from rs_plugins.core.training.weight_noise import Tensors, at, moved, noise, tra
 from rs_plugins.errors import InputError
 
 MOST_CHANGE = 0.2  # of a standard deviation in one step, as in pgpelib
-_ENTRIES = 2**24  # of weights and inputs that a chunk may hold
+_ENTRIES = 2**22  # of weights and inputs that a chunk may hold
 
 
 @dataclass
