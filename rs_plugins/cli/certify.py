@@ -1,11 +1,13 @@
 """``rs-plugins certify``: a data set certified into a log."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rs_plugins.cli.certify_bounds import bound_options, by_bounds, certify_by_bounds
 from rs_plugins.cli.model_errors import plain_model_errors
 from rs_plugins.cli.options import (
     INTERRUPTED,
@@ -67,19 +69,21 @@ def _check_log(_context: click.Context, _option: click.Parameter, path: Path) ->
     metavar="I/N",
     help="Of the images chosen take the I-th, (I+N)-th, ..., I from 0. rs-plugins merge puts the logs together.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, or of the attack.")
 @device_option
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32", "float64"]),
-    help="Certify a copy of the model in this type.  [the model's own]",
+    help="Certify a copy of the model in this type.  [the model's own; float64 with --bounds]",
 )
 @click.option("--channels-last", is_flag=True, help="Lay images out with the channels last; often faster.")
 @click.option("--compile", is_flag=True, help="Compile the model first.")
 @click.option("--chunk", type=int, help="Most noisy images in a forward pass; changes the speed only.")
+@bound_options
 @quiet_option
-def certify(out: Path, quiet: bool, **options: Any) -> None:
-    """Certify a smoothed classifier on a data set into a log.
+@click.pass_context
+def certify(context: click.Context, /, out: Path, quiet: bool, **options: Any) -> None:
+    """Certify a smoothed classifier on a data set into a log; with --bounds, a classifier without noise.
 
     Each finished image is on disk before the next result is taken. Killed at any moment and started again with
     --resume, the job goes on, and the log becomes what it would have been. It refuses a log of another model, data set,
@@ -87,23 +91,27 @@ def certify(out: Path, quiet: bool, **options: Any) -> None:
 
     The current folder is on the path, so a model defined in mynets.py there is mynets:FUNCTION. The same job in Python
     is rs_plugins.core.job.certify_data_set.
+
+    With --bounds NAME --eps R: is the whole ball of radius R around an image of its class? After an attack that drops
+    images, bounds are computed from cheap to tight, up to the first that proves it. Other images stay unknown.
     """
+    bounds, progress = by_bounds(context), not quiet and sys.stderr.isatty()
     try:
         with plain_warnings(), plain_model_errors():
-            results = _run(out, not quiet and sys.stderr.isatty(), **options)
+            done = certify_by_bounds(out, progress, options) if bounds else _summary(out, _run(out, progress, options))
     except KeyboardInterrupt:
         click.echo(f"\nstopped; {_written(out)}; go on with the same command and --resume", err=True)
         sys.exit(INTERRUPTED)
-    click.echo(_summary(out, results))
+    click.echo(done)
 
 
-def _run(out: Path, progress: bool, *, plan: str, **options: Any) -> "Results":
+def _run(out: Path, progress: bool, options: Mapping[str, Any]) -> "Results":
     import torch
 
     from rs_plugins.core.job import Selection, certify_data_set
     from rs_plugins.core.models import check_device
 
-    chosen, device = _plan(plan), check_device(options["device"] or default_device())
+    chosen, device = _plan(options["plan"]), check_device(options["device"] or default_device())
     selection = Selection(*(options[name] for name in ("start", "stop", "skip", "shard")))
     find_modules_here()
     network, sigma = load_network(options)
@@ -134,9 +142,10 @@ def _plan(text: str) -> "Plan":
 def _written(out: Path) -> str:
     if not out.is_file():
         return "no image is done yet"
+    from rs_plugins.core.relaxations.bound_files import is_bound_log, read_bounds
     from rs_plugins.core.results_files import read_results
 
-    held = len(read_results(out))
+    held = len(read_bounds(out) if is_bound_log(out) else read_results(out))
     return f"{held} {'image is' if held == 1 else 'images are'} in {out}"
 
 

@@ -1,10 +1,14 @@
 """``rs-plugins merge``: the logs of shards put together."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rs_plugins.cli.plain_warnings import plain_warnings
+
+if TYPE_CHECKING:
+    from rs_plugins.core.log_kinds import LogKind, Table
 
 
 @click.command(epilog="Example: rs-plugins merge part-0.tsv part-1.tsv part-2.tsv --out whole.tsv")
@@ -17,8 +21,11 @@ def merge(logs: tuple[Path, ...], out: Path, partial: bool) -> None:
     Refuses logs of different runs, images that are in two of them, logs that are not finished or being written, and to
     leave a shard out.
     """
-    from rs_plugins.core.merging import merge_results
+    from rs_plugins.core.merging import merge_logs
+    from rs_plugins.core.relaxations.bound_files import BOUND_LOG, is_bound_log
+    from rs_plugins.core.results_files import RESULTS
 
     with plain_warnings():
-        results = merge_results(logs, out, partial=partial)
+        kind: LogKind[Table] = BOUND_LOG if is_bound_log(logs[0]) else RESULTS
+        results = merge_logs(logs, out, kind, partial=partial)
     click.echo(f"{out}: {len(results)} images of {len(logs)} log{'s' * (len(logs) > 1)}")

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rs_plugins.cli.plain_warnings import plain_warnings
-from rs_plugins.cli.tables import Table, as_csv, as_markdown, as_text
+from rs_plugins.cli.tables import (
+    Table,
+    as_csv,
+    as_markdown,
+    as_text,
+    for_programs,
+    interval,
+    number,
+    percent,
+    plain,
+)
 
 if TYPE_CHECKING:
     from rs_plugins.core.logged_plan import LoggedPlan
@@ -75,7 +85,9 @@ def _check_picture(_context: click.Context, _option: click.Parameter, path: Path
     callback=_check_picture,
     help="Draw certified accuracy against radius into this .png, .pdf or .svg file.",
 )
+@click.pass_context
 def report(
+    context: click.Context,
     logs: tuple[Path, ...],
     radii: list[float] | None,
     style: str,
@@ -86,6 +98,9 @@ def report(
 ) -> None:
     """Show what certification logs say: certified accuracy at radii, ACR, abstentions, votes and time.
 
+    Of logs of certify --bounds: natural and certified accuracy, that left by the attack, what is unknown, which bound
+    proved how many.
+
     Reads our logs, those of the published codes, logs of predictions, and curves (radius and accuracy without a
     header). The interval of a certified accuracy is Clopper and Pearson's over the images, that of ACR a bootstrap.
     "Lower bound" is what exact certificates would show at least, with probability 0.999, since each of ours may be
@@ -94,8 +109,12 @@ def report(
     The plan is that of the record beside a log. What a plan does not tell is -: AtRadius asks only whether its radius
     is certified. The best at a radius is marked where all logs are of the same images.
     """
+    from rs_plugins.cli.report_bounds import report_bounds, their_kind
     from rs_plugins.core.report import default_radii, envelope, figures, incomparable, read_logs, read_plans
 
+    if their_kind(context, logs) == "bounds":
+        click.echo(report_bounds(logs, style, confidence))
+        return
     with plain_warnings():
         tables, plans = read_logs(logs), read_plans(logs)
         grid = default_radii(tables, plans) if radii is None else radii
@@ -141,7 +160,7 @@ def _render(
     if style == "json":
         logs = [asdict(row) | {"plan": row.plan and row.plan.text} for row in rows]
         content = {"confidence": confidence, "logs": logs, "best": [asdict(at) for at in best], "notes": notes}
-        return json.dumps(_for_programs(content), indent=2)
+        return json.dumps(for_programs(content), indent=2)
     if style == "csv":
         return as_csv(_long_table(rows, best))
     render: Callable[[Table], str] = as_text if style == "text" else as_markdown
@@ -172,10 +191,10 @@ def _overview(rows: Sequence["Figures"], labels: Sequence[str], confidence: floa
         ["", *figures, "plan"],
         *(
             [
-                *(row.name, _number(row.images, "d"), _number(row.sigma, "g")),
-                *(_percent(row.clean), _percent(row.abstention), _number(row.acr, ".6f")),
-                _interval(row.acr_interval, lambda end: f"{end:.4f}"),
-                *(_number(row.samples, ",.0f"), _time(row.seconds), label),
+                *(row.name, number(row.images, "d"), number(row.sigma, "g")),
+                *(percent(row.clean), percent(row.abstention), number(row.acr, ".6f")),
+                interval(row.acr_interval, lambda end: f"{end:.4f}"),
+                *(number(row.samples, ",.0f"), _time(row.seconds), label),
             ]
             for row, label in zip(rows, labels, strict=True)
         ),
@@ -188,13 +207,13 @@ def _at_radii(rows: Sequence["Figures"], best: Sequence["Best"], confidence: flo
     stars = {(at.name, at.radius) for at in best if at.accuracy > 0}
     for row in able:
         marks = ["*" if (row.name, at.radius) in stars else "" for at in row.certified]
-        shares = [_percent(at.accuracy) for at in row.certified]
+        shares = [percent(at.accuracy) for at in row.certified]
         table.append([row.name, *(mark + share for mark, share in zip(marks, shares, strict=True))])
         if any(at.interval is not None for at in row.certified):
-            cells = [_interval(at.interval, lambda end: f"{100 * end:.1f}") for at in row.certified]
+            cells = [interval(at.interval, lambda end: f"{100 * end:.1f}") for at in row.certified]
             table.append([f"  {confidence:.0%} interval", *cells])
         if any(at.lower is not None for at in row.certified):
-            table.append(["  lower bound", *(_percent(at.lower) for at in row.certified)])
+            table.append(["  lower bound", *(percent(at.lower) for at in row.certified)])
     return table
 
 
@@ -204,35 +223,14 @@ def _long_table(rows: Sequence["Figures"], best: Sequence["Best"]) -> Table:
     for row in rows:
         for figure in ("images", "sigma", "clean", "abstention", "acr", "samples", "seconds"):
             low, high = (figure == "acr" and row.acr_interval) or (None, None)
-            table.append([row.name, figure, "", *map(_plain, (getattr(row, figure), low, high))])
+            table.append([row.name, figure, "", *map(plain, (getattr(row, figure), low, high))])
         table.append([row.name, "plan", "", "" if row.plan is None else row.plan.text, "", ""])
         for at in row.certified:
             low, high = at.interval or (None, None)
-            table.append([row.name, "certified", *map(_plain, (at.radius, at.accuracy, low, high))])
-            table.append([row.name, "certified lower bound", *map(_plain, (at.radius, at.lower, None, None))])
-    table.extend([at.name, "best", *map(_plain, (at.radius, at.accuracy, None, None))] for at in best)
+            table.append([row.name, "certified", *map(plain, (at.radius, at.accuracy, low, high))])
+            table.append([row.name, "certified lower bound", *map(plain, (at.radius, at.lower, None, None))])
+    table.extend([at.name, "best", *map(plain, (at.radius, at.accuracy, None, None))] for at in best)
     return table
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else repr(_rounded(value))
-
-
-def _rounded(value: float) -> float:
-    """Return ``value`` without the last digits of floating-point sums, 0.8 in place of 0.7999999999999999."""
-    return value if isinstance(value, int) else round(value, 6) if abs(value) >= 0.01 else float(f"{value:.6g}")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None or math.isnan(value) else format(value, form)
-
-
-def _percent(share: float | None) -> str:
-    return _number(None if share is None else 100 * share, ".2f")
-
-
-def _interval(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
-    return "-" if ends is None else f"{form(ends[0])}-{form(ends[1])}"
 
 
 def _time(seconds: float | None) -> str:
@@ -240,14 +238,3 @@ def _time(seconds: float | None) -> str:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def _for_programs(value: object) -> object:
-    """Return ``value`` for JSON: None for NaN, floats rounded."""
-    if isinstance(value, dict):
-        return {key: _for_programs(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_for_programs(item) for item in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else _rounded(value)
-    return value

@@ -1,11 +1,13 @@
-"""Tables as aligned text, Markdown or CSV."""
+"""Tables as aligned text, Markdown or CSV, and figures as their cells."""
 
 import csv
 import io
+import math
+from collections.abc import Callable
 
 from rs_plugins.text_tables import Table, as_text
 
-__all__ = ["Table", "as_csv", "as_markdown", "as_text"]
+__all__ = ["Table", "as_csv", "as_markdown", "as_text", "for_programs", "interval", "number", "percent", "plain"]
 
 
 def as_markdown(table: Table) -> str:
@@ -20,3 +22,39 @@ def as_csv(table: Table) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
     return text.getvalue().rstrip("\n")
+
+
+def plain(value: float | None) -> str:
+    """Return a figure for programs, "" if there is none."""
+    return "" if value is None or math.isnan(value) else repr(_rounded(value))
+
+
+def _rounded(value: float) -> float:
+    """Return ``value`` without the last digits of floating-point sums, 0.8 in place of 0.7999999999999999."""
+    return value if isinstance(value, int) else round(value, 6) if abs(value) >= 0.01 else float(f"{value:.6g}")
+
+
+def number(value: float | None, form: str) -> str:
+    """Return ``value`` in a format, "-" if there is none."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def percent(share: float | None) -> str:
+    """Return a share as percent, "-" if there is none."""
+    return number(None if share is None else 100 * share, ".2f")
+
+
+def interval(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
+    """Return both ends as ``form`` writes them, "-" if there are none."""
+    return "-" if ends is None else f"{form(ends[0])}-{form(ends[1])}"
+
+
+def for_programs(value: object) -> object:
+    """Return ``value`` for JSON: None for NaN, floats rounded."""
+    if isinstance(value, dict):
+        return {key: for_programs(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_programs(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else _rounded(value)
+    return value

@@ -106,7 +106,7 @@ def read_logs(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Results | Cu
         ResultsError: If one is none of these.
         InputError: If one is given twice.
     """
-    return {name: read_log(path) for name, path in zip(_names(paths), paths, strict=True)}
+    return {name: read_log(path) for name, path in zip(log_names(paths), paths, strict=True)}
 
 
 def read_plans(paths: Sequence[str | os.PathLike[str]]) -> dict[str, LoggedPlan | None]:
@@ -115,10 +115,15 @@ def read_plans(paths: Sequence[str | os.PathLike[str]]) -> dict[str, LoggedPlan 
     Raises:
         InputError: If a log is given twice.
     """
-    return {name: read_plan(path) for name, path in zip(_names(paths), paths, strict=True)}
+    return {name: read_plan(path) for name, path in zip(log_names(paths), paths, strict=True)}
 
 
-def _names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+def log_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Return what tables call logs: the names of their files without ``.tsv``, or the paths where these are not unique.
+
+    Raises:
+        InputError: If one is given twice.
+    """
     short = [Path(path).name.removesuffix(".tsv") for path in paths]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
     if twice := sorted({name for name in names if names.count(name) > 1}):

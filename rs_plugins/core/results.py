@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from rs_plugins.errors import ResultsError, ResultsWarning
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+_Value = TypeVar("_Value", float, str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +197,6 @@ class Results:
         return bool(len(self))
 
 
-def common(values: Sequence[float]) -> float | None:
+def common(values: Sequence[_Value]) -> _Value | None:
     """Return the value that all ``values`` have, or None."""
     return values[0] if len(set(values)) == 1 else None

@@ -112,7 +112,7 @@ def _parse_row(header: Sequence[str], line: str) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for name in ("idx", "label", "predict", "correct", "n0", "n"):
         if name in row:
-            row[name] = _integer(row[name])
+            row[name] = parse_integer(row[name])
     row["time"] = parse_time(row["time"])
     for name in ("radius", "sigma", "alpha"):
         if name in row:
@@ -120,7 +120,12 @@ def _parse_row(header: Sequence[str], line: str) -> dict[str, Any]:
     return row
 
 
-def _integer(cell: str) -> int:
+def parse_integer(cell: str) -> int:
+    """Return the integer that a cell holds.
+
+    Raises:
+        ValueError: If it holds none of 64 bits.
+    """
     if _INTEGER.fullmatch(cell) is None:
         raise ValueError(f"expected an integer, got {cell!r}")
     return int(cell)
