@@ -171,10 +171,12 @@ class Combination:
     Attributes:
         function: From (n, *shape) to the output; image by image.
         shape: Of the input, without the batch.
+        kernel: Returns the convolution that it is, for numbers like a tensor's; None if it is none.
     """
 
     function: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
+    kernel: Callable[[Tensor], Kernel] | None = None
 
     def interval(self, call: Call, *inputs: Interval) -> Interval:
         """Return the map of both parts."""
@@ -184,6 +186,9 @@ class Combination:
 
     def pull(self, call: Call, coefficients: Coefficients) -> Pulled:
         """Return the transposed map of A."""
+        if self.kernel is not None:
+            before, _ = coefficients.through_conv(self.kernel(call.like), self.shape)
+            return (before,), None
         return (coefficients.to_dense().through_map(self.function, self.shape),), None
 
 

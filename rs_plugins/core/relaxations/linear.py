@@ -47,6 +47,13 @@ class Kernel(NamedTuple):
         taps = self.weight if weight is None else weight
         return functional.conv2d(x, taps, bias, self.stride, padding, self.dilation, self.groups)
 
+    def window(self, outside: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of what a window of the output of size ``outside`` depends on."""
+        height, width = (
+            (outside[i] - 1) * self.stride[i] + self.dilation[i] * (self.weight.shape[i + 2] - 1) + 1 for i in range(2)
+        )
+        return height, width
+
     def adjoint(self, y: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the transposed convolution of ``y`` (n, outside, …), (n, inside, *size)."""
         taps = self.weight.shape[2:]

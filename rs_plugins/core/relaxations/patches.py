@@ -93,9 +93,8 @@ class Patches:
     def through_conv(self, kernel: Kernel, shape: tuple[int, ...]) -> tuple[Coefficients, Tensor | None]:
         """Return the transposed convolution of each window; in dense form where it gets as large as the input."""
         inside = self._cleaned()
-        taps = kernel.weight.shape[2:]
-        window = [(inside.window[i] - 1) * kernel.stride[i] + kernel.dilation[i] * (taps[i] - 1) + 1 for i in range(2)]
-        if window[0] * window[1] > shape[-2] * shape[-1]:
+        height, width = kernel.window(inside.window)
+        if height * width > shape[-2] * shape[-1]:
             return inside.to_dense().through_conv(kernel, shape)
         flat = functional.conv_transpose2d(
             inside.values.flatten(0, 2), kernel.weight, None, kernel.stride, 0, 0, kernel.groups, kernel.dilation

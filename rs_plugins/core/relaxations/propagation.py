@@ -1,5 +1,6 @@
 """Intervals forward and linear bounds backward through the layers of a network, on one region."""
 
+import sys
 from collections.abc import Mapping
 from typing import cast
 
@@ -7,13 +8,15 @@ import torch
 from torch import Tensor
 
 from rs_plugins.core.relaxations.activations import Activation, Lines, Slope
-from rs_plugins.core.relaxations.layers import Affine, Call
+from rs_plugins.core.relaxations.layers import Affine, Call, Convolution, Diagonal, Sum
 from rs_plugins.core.relaxations.linear import Coefficients, Dense
+from rs_plugins.core.relaxations.patches import Patches
 from rs_plugins.core.relaxations.pooling import Choice, MaxPool
 from rs_plugins.core.relaxations.reading import INPUT, Network, Node
 from rs_plugins.core.relaxations.regions import Interval, Region, best
 
 Ends = tuple[Tensor, Tensor]
+_WORTH_ALL = 0.5  # single rows cost about twice as much each as rows of whole channels
 _AT_ONCE = 2**25  # coefficients of a node in one backward pass
 
 
@@ -25,7 +28,8 @@ class Propagation:
         region: Where the images are.
         call: What the layers need besides.
         lower_slope: Which lower line an activation gets where there is a choice.
-        known: Bounds (lower, upper) before activations, by their names, that hold already.
+        slopes: Lower slopes of some activations instead, by their names, (n, *node) or (n, rows, *node).
+        known: Bounds (lower, upper) before nodes that are not affine, by their names, that hold already.
         chunk: How many rows go into a backward pass; None: as many as fit a fixed amount of memory.
     """
 
@@ -36,11 +40,12 @@ class Propagation:
         call: Call,
         *,
         lower_slope: Slope = "adaptive",
+        slopes: Mapping[str, Tensor] | None = None,
         known: Mapping[str, Ends] | None = None,
         chunk: int | None = None,
     ) -> None:
         self.network, self.region, self.call = network, region, call
-        self._slope, self._chunk = lower_slope, chunk
+        self._slope, self._slopes, self._chunk = lower_slope, dict(slopes or {}), chunk
         self._nodes = {node.name: node for node in network.nodes}
         self._known: dict[str, Ends] = dict(known or {})
         self._intervals: dict[str, Interval] = {INPUT: region.interval()}
@@ -73,6 +78,19 @@ class Propagation:
     def before_activations(self) -> dict[str, Ends]:
         """Return the bounds (lower, upper) before each activation, by its name."""
         return {node.name: self.ends(node) for node in self.curved if not isinstance(node.layer, MaxPool)}
+
+    def before_curved(self) -> dict[str, Ends]:
+        """Return the bounds (lower, upper) before each node that is not affine, by its name."""
+        return {node.name: self.ends(node) for node in self.curved}
+
+    def first_slopes(self, rows: int) -> dict[str, Tensor]:
+        """Return the lower slopes of the activations that may have others, the same for each row: (n, rows, *node)."""
+        found = {}
+        for node in self.curved:
+            if not isinstance(node.layer, MaxPool) and cast(Activation, node.layer).adjustable:
+                slope = cast(Lines, self._relaxed(node)).lower_slope
+                found[node.name] = slope.unsqueeze(1).expand(-1, rows, *node.shape)
+        return found
 
     def tighten(self) -> None:
         """Bound what goes into each node that is not affine by a backward pass of its own, from the first to the last.
@@ -125,7 +143,7 @@ class Propagation:
         lower, upper = self.ends(node)
         if isinstance(node.layer, MaxPool):
             return node.layer.choice(lower, upper)
-        return cast(Activation, node.layer).lines(lower, upper, self._slope)
+        return cast(Activation, node.layer).lines(lower, upper, self._slopes.get(node.name, self._slope))
 
     def _tightened(self, node: Node, source: str, lower: Tensor, upper: Tensor) -> Ends:
         """Return the better of the bounds (lower, upper) and those by backward passes; settled neurons keep theirs."""
@@ -133,7 +151,10 @@ class Propagation:
         rows = _open_rows(settled)
         if not len(rows):
             return lower, upper
-        ends = [self._bounded(source, shape, some) for some in rows.split(self._rows_at_once(len(lower)))]
+        at_once = self._rows_at_once(source, shape, len(lower))
+        if len(shape) == 3:
+            rows, at_once = _whole_channels(rows, at_once, shape)
+        ends = [self._bounded(source, shape, some) for some in rows.split(at_once)]
         old = (lower.flatten(1), -upper.flatten(1))
         fixed = settled.flatten(1)[:, rows]
         new = []
@@ -146,12 +167,45 @@ class Propagation:
 
     def _bounded(self, source: str, shape: tuple[int, ...], rows: Tensor) -> Ends:
         """Return lower bounds of some values of a node's output and of their negatives, each (n, rows)."""
-        start = Dense.identity(shape, rows, self.call.like)
+        form = Patches if len(shape) == 3 else Dense
+        start: Coefficients = form.identity(shape, rows, self.call.like)
         return self.minimum(source, start, far=True), self.minimum(source, start.negative(), far=True)
 
-    def _rows_at_once(self, images: int) -> int:
-        sizes = [torch.Size(node.shape).numel() for node in self.network.nodes]
-        return self._chunk or max(_AT_ONCE // (images * max(sizes, default=1)), 1)
+    def _rows_at_once(self, source: str, shape: tuple[int, ...], images: int) -> int:
+        return self._chunk or max(_AT_ONCE // (images * self._longest_row(source, shape)), 1)
+
+    def _longest_row(self, source: str, shape: tuple[int, ...]) -> int:
+        """Return how many coefficients of a node a row may have on its way back from ``source``."""
+        everything = (sys.maxsize, 1)
+        windows = {source: (1, 1) if len(shape) == 3 else everything}
+        longest = 1
+        for node in reversed(self.network.nodes):
+            if node.name not in windows:
+                continue
+            window = windows.pop(node.name)
+            longest = max(longest, _coefficients(node.shape, window))
+            kernel = node.layer.kernel() if isinstance(node.layer, Convolution) else None
+            if kernel is not None:
+                window = kernel.window(window)
+            elif not isinstance(node.layer, Diagonal | Sum) and node.linear:
+                window = everything
+            for before in node.inputs:
+                windows[before] = max(window, windows.get(before, window))
+        return max(longest, *(_coefficients(self.network.shape, window) for window in windows.values()))
+
+
+def _coefficients(shape: tuple[int, ...], window: tuple[int, int]) -> int:
+    """Return how many values of a node of this shape are in a window of it."""
+    size = torch.Size(shape).numel()
+    return min(size, shape[0] * window[0] * window[1]) if len(shape) == 3 else size
+
+
+def _whole_channels(rows: Tensor, at_once: int, shape: tuple[int, ...]) -> tuple[Tensor, int]:
+    """Return what is faster than most of the single rows: all of them, by whole channels where that many go at once."""
+    size, area = torch.Size(shape).numel(), shape[1] * shape[2]
+    if at_once < area or len(rows) < _WORTH_ALL * size:
+        return rows, at_once
+    return torch.arange(size, device=rows.device), at_once - at_once % area
 
 
 def _settled(node: Node, lower: Tensor, upper: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from rs_plugins.core.relaxations.layers import (
     Reshape,
     Sum,
 )
+from rs_plugins.core.relaxations.linear import Kernel
 from rs_plugins.core.relaxations.normalising import BatchNormalisation, Normalisation
 from rs_plugins.core.relaxations.pooling import MaxPool
 from rs_plugins.core.relaxations.tracing import IMAGES, Constant, Site, trace
@@ -231,7 +232,49 @@ def _combination(site: Site) -> Read:
         both, first = function(given), function(alone)
     if not both.ndim or len(both) != IMAGES or not torch.equal(both[:1], first[:1]) or bool(first[1:].any()):
         raise site.refuse("expected a linear map of each image by itself, got another")
-    return Combination(function, site.shape(before)), (before,)
+    return Combination(function, site.shape(before), _mean_kernel(site, before)), (before,)
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """An average pooling as a convolution of each channel by itself."""
+
+    channels: int
+    taps: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    divisor: float
+
+    def __call__(self, like: Tensor) -> Kernel:
+        weight = like.new_full((self.channels, 1, *self.taps), 1 / self.divisor)
+        return Kernel(weight, None, self.stride, self.padding, self.padding, (1, 1), self.channels)
+
+
+def _mean_kernel(site: Site, before: fx.Node) -> _Mean | None:
+    """Return the convolution that the call is, if it is an average pooling that treats all windows alike."""
+    if len(site.shape(before)) != 3:
+        return None
+    if isinstance(site.module, nn.AvgPool2d):
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        options = _mean_options(*(getattr(site.module, name) for name in names))
+    elif site.source is functional.avg_pool2d:
+        options = _called_with(site, _mean_options)
+    else:
+        return None
+    return None if options is None else _Mean(site.shape(before)[0], *options)
+
+
+def _mean_options(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> tuple[Any, ...] | None:
+    taps, steps, zeros = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
+    counted = count_include_pad or zeros == (0, 0) or divisor_override is not None
+    return (taps, steps, zeros, float(divisor_override or taps[0] * taps[1])) if counted and not ceil_mode else None
 
 
 def _sum(site: Site) -> Read:
