@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
     from rs_plugins.core.training.trained import load_trained as load_trained
     from rs_plugins_art.black_box import SmoothedBlackBox as SmoothedBlackBox
+    from rs_plugins_art.bounds_classifier import BoundsClassifier as BoundsClassifier
+    from rs_plugins_art.bounds_trainer import GlsTrainer as GlsTrainer
     from rs_plugins_art.certifying_adapter import CertifyingAdapterClassifier as CertifyingAdapterClassifier
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
     from rs_plugins_art.trainers import ConsistencyTrainer as ConsistencyTrainer
@@ -47,12 +49,14 @@ _HOME = {
     "Anytime": "rs_plugins.core.plans.anytime",
     "AtRadius": "rs_plugins.core.plans.at_radius",
     "BlackBox": "rs_plugins.core.black_box",
+    "BoundsClassifier": "rs_plugins_art.bounds_classifier",
     "Certificate": "rs_plugins.core.certification",
     "CertifyingAdapterClassifier": "rs_plugins_art.certifying_adapter",
     "ConsistencyTrainer": "rs_plugins_art.trainers",
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianNoise": "rs_plugins.core.noise",
     "GaussianTrainer": "rs_plugins_art.trainers",
+    "GlsTrainer": "rs_plugins_art.bounds_trainer",
     "MacerTrainer": "rs_plugins_art.trainers",
     "OnGrid": "rs_plugins.core.plans.on_grid",
     "SmoothAdvDDN": "rs_plugins_torchattacks.attacks",

@@ -38,6 +38,10 @@ SCRIPTS = {
         ["SmoothMixTrainer", "SmoothAdvTrainer"],
         "AttributeError: module 'art.defences.trainer' has no attribute 'SmoothMixTrainer'",
     ),
+    "art_interval.py": (
+        ["BoundsClassifier", "GlsTrainer"],
+        "AttributeError: module 'art.estimators.certification.interval' has no attribute 'BoundsClassifier'",
+    ),
     "art_config.py": (
         [],
         "AttributeError: module 'art.estimators.classification' has no attribute 'SmoothedClassifier'",
@@ -87,6 +91,13 @@ def test_existing_code(script):
     failed = plain.result()
     assert failed.returncode != 0, failed.stdout
     assert SCRIPTS[script][1] in failed.stderr, failed.stderr
+
+
+@pytest.mark.slow
+def test_a_script_for_arts_interval_classifier_runs_with_arts_own_classes():
+    names = ["PyTorchIBPClassifier", "AdversarialTrainerCertifiedIBPPyTorch"]
+    done = execute([sys.executable, str(FOLDER / "art_interval.py"), *names])
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_script_is_run_and_none_knows_of_us():

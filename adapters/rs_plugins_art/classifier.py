@@ -281,6 +281,8 @@ def saved_settings(where: Path, family: Family) -> dict[str, Any]:
         InputError: If a file is missing, of another program, or of another noise family.
     """
     settings = read_settings(where)
+    if "bound" in settings:
+        raise InputError("filename: expected a file of SmoothedClassifier, got one of BoundsClassifier")
     settings["clip_values"] = (0.0, 1.0) if settings["clip_values"] else None
     saved, given = settings.pop("family"), family(settings["sigma"]).name
     if saved != given:

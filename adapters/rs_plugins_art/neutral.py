@@ -126,10 +126,10 @@ def check_neutral(estimator: Any) -> None:
 
 
 def refuse_training_mode(training_mode: bool) -> None:
-    """Refuse what the host's estimators offer and a smoothed classifier cannot mean.
+    """Refuse what the host's estimators offer and our classifiers cannot mean.
 
     Raises:
         InputError: If ``training_mode`` is true.
     """
     if training_mode:
-        raise InputError("training_mode: expected False; the smoothed classifier is defined by its model in eval mode")
+        raise InputError("training_mode: expected False; the classifier is defined by its model in eval mode")

@@ -54,6 +54,7 @@ class PixelEstimator(PyTorchClassifier):
     preprocessing_defences: Any
     postprocessing_defences: Any
     seed: Any
+    _input_shape: tuple[int, ...] | None
 
     estimator_params = [  # noqa: RUF012  a plain list is what the host extends and reads
         name for name in PyTorchClassifier.estimator_params if name not in ("use_amp", "opt_level", "loss_scale")

@@ -5,15 +5,21 @@ from rs_plugins.hookspecs import Component, Export, hookimpl
 _CLASSIFIER = "rs_plugins_art.classifier:SmoothedClassifier"
 _ADAPTED = "rs_plugins_art.certifying_adapter:CertifyingAdapterClassifier"
 _BLACK_BOX = "rs_plugins_art.black_box:SmoothedBlackBox"
+_BOUNDS = "rs_plugins_art.bounds_classifier:BoundsClassifier"
 _ATTACKS = {name: f"rs_plugins_art.attacks:{name}" for name in ("SmoothAdvPGD", "SmoothAdvLinfPGD", "SmoothAdvDDN")}
 _TRAINERS = {
     f"{method}Trainer": f"rs_plugins_art.trainers:{method}Trainer"
     for method in ("Consistency", "Gaussian", "Macer", "SmoothAdv", "SmoothMix", "Stability")
-}
+} | {"GlsTrainer": "rs_plugins_art.bounds_trainer:GlsTrainer"}
 _ESTIMATORS = (
     "art.estimators.classification",
     "art.estimators.certification",
     "art.estimators.certification.randomized_smoothing",
+)
+_OF_BOUNDS = (
+    "art.estimators.classification",
+    "art.estimators.certification",
+    "art.estimators.certification.interval",
 )
 
 
@@ -24,6 +30,7 @@ def rs_plugins_components() -> list[Component]:
         Component("estimator", "art.SmoothedClassifier", _CLASSIFIER),
         Component("estimator", "art.CertifyingAdapterClassifier", _ADAPTED),
         Component("estimator", "art.SmoothedBlackBox", _BLACK_BOX),
+        Component("estimator", "art.BoundsClassifier", _BOUNDS),
         *(Component("attack", f"art.{name}", target) for name, target in _ATTACKS.items()),
         *(Component("trainer", f"art.{name}", target) for name, target in _TRAINERS.items()),
     ]
@@ -36,6 +43,7 @@ def rs_plugins_exports() -> list[Export]:
         *(Export(host, "SmoothedClassifier", _CLASSIFIER) for host in _ESTIMATORS),
         *(Export(host, "CertifyingAdapterClassifier", _ADAPTED) for host in _ESTIMATORS),
         *(Export(host, "SmoothedBlackBox", _BLACK_BOX) for host in _ESTIMATORS),
+        *(Export(host, "BoundsClassifier", _BOUNDS) for host in _OF_BOUNDS),
         *(Export("art.attacks.evasion", name, target) for name, target in _ATTACKS.items()),
         *(Export("art.defences.trainer", name, target) for name, target in _TRAINERS.items()),
     ]

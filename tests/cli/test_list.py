@@ -133,10 +133,14 @@ def test_the_real_thing():
                 for host in ("classification", "certification", "certification.randomized_smoothing")
                 for name in ("SmoothedClassifier", "SmoothedBlackBox", "CertifyingAdapterClassifier")
             ),
+            *(
+                f"art.estimators.{host}.BoundsClassifier"
+                for host in ("classification", "certification", "certification.interval")
+            ),
             *(f"art.attacks.evasion.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
             *(
                 f"art.defences.trainer.{method}Trainer"
-                for method in ("Consistency", "Gaussian", "Macer", "SmoothAdv", "SmoothMix", "Stability")
+                for method in ("Consistency", "Gaussian", "Macer", "SmoothAdv", "SmoothMix", "Stability", "Gls")
             ),
             *(f"torchattacks.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
         ],
