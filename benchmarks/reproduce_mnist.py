@@ -28,7 +28,7 @@ from rs_plugins.core.training.presets import PRESETS
 from rs_plugins.core.training.trained import load_trained
 
 HERE = Path(__file__).parent
-NAMES = [name for name in PRESETS if "-mnist-" in name]
+NAMES = [name for name, recipe in PRESETS.items() if "-mnist-" in name and recipe.sigma is not None]
 PLACE = f"mnist:{DATA / 'MNIST'}"
 NOTES = """\
 * ACR: of the certified images, with the 95 % interval over such images.

@@ -7,6 +7,7 @@ from typing import Any
 
 from rs_plugins.core.training.consistency import Consistency
 from rs_plugins.core.training.gaussian import Gaussian
+from rs_plugins.core.training.gls import Gls
 from rs_plugins.core.training.macer import Macer
 from rs_plugins.core.training.objective import Objective
 from rs_plugins.core.training.smoothadv import SmoothAdv
@@ -18,6 +19,7 @@ METHODS: Mapping[str, Any] = MappingProxyType(
     {
         "consistency": Consistency,
         "gaussian": Gaussian,
+        "gls": Gls,
         "macer": Macer,
         "smoothadv": SmoothAdv,
         "smoothmix": SmoothMix,

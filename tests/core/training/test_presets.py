@@ -66,14 +66,59 @@ def test_recipes_on_cifar10(name):
 
 
 def test_every_preset_is_named_after_what_it_is():
-    for name, found in PRESETS.items():
+    noisy = {name: found for name, found in PRESETS.items() if found.sigma is not None}
+    for name, found in noisy.items():
         method, data, sigma, *_ = name.split("-")
         assert (method, float(sigma)) == (found.method, found.sigma)
         assert found.sigma in SIGMAS
         assert found.architecture == {"mnist": "lenet", "cifar10": "resnet110"}[data]
         assert type(found.objective()) is METHODS[method]
         assert found.objective().sigma == found.sigma
-    assert len(PRESETS) == 3 * (5 + 4) + 3 * (3 + 2)
+    assert len(noisy) == 3 * (5 + 4) + 3 * (3 + 2)
+
+
+# name: radius, epochs, milestones, batch, ramp; of IBP and CROWN-IBP: weights of L1 and of the certified loss
+GLS = {
+    "gls-mnist-0.1": (0.2, 70, (50, 60), 256, (0, 20), (2e-6, 0.7), (5e-6, 0.7)),
+    "gls-mnist-0.3": (0.3, 70, (50, 60), 256, (0, 20), (2e-6, 0.7), (1e-6, 0.7)),
+    "gls-cifar10-2-255": (2 / 255, 160, (120, 140), 128, (1, 81), (1e-6, 0.8), (3e-6, 1)),
+    "gls-cifar10-8-255": (8 / 255, 240, (200, 220), 128, (1, 121), (0, 1), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp", "crown"])
+@pytest.mark.parametrize("name", GLS)
+def test_recipes_of_gls(name, bound):
+    eps, epochs, milestones, batch, (start, end), *of_bounds = GLS[name]
+    full = name if bound == "ibp" else f"{name}-{bound}"
+    found = preset(full)
+    gls = found.objective()
+    assert (gls.eps, gls.bound, gls.gradient, gls.sigma_w, gls.sigma_w_end) == (eps, bound, "rgs", 0.1, 0.01)
+    assert (gls.ramp_start, gls.schedule.end, gls.noise_scale(epochs)) == (start, end, pytest.approx(0.1))
+    assert (gls.l1, gls.w_rob) == of_bounds[bound != "ibp"]
+    assert (found.epochs, found.lr_milestones, found.batch_size) == (epochs, milestones, batch)
+    assert (found.algorithm, found.lr, found.lr_factor, found.gradient_clip) == ("adam", 5e-4, 0.2, 10)
+    assert (found.architecture, found.initial, found.weight_decay, found.sigma) == ("cnn7", "ibp", 0, None)
+    cifar10 = "cifar10" in name
+    assert (found.augment, found.normalise) == (cifar10, "cifar10" if cifar10 else "data")
+    plain = preset(f"{full}-plain").objective()
+    noise = {"gradient": "plain", "sigma_w": None, "sigma_w_end": None, "decay": None}
+    assert plain == dataclasses.replace(gls, **noise)
+    if not cifar10:
+        pgpe = preset(f"{full}-pgpe")
+        assert pgpe.objective() == dataclasses.replace(plain, gradient="pgpe", population=256, sigma_w=0.01)
+        assert pgpe.architecture == "cnn3"
+
+
+def test_there_are_no_others_of_gls():
+    assert sum(name.startswith("gls-") for name in PRESETS) == 3 * (2 * 3 + 2 * 2)
+
+
+def test_a_shorter_recipe_of_gls():
+    short = preset("gls-cifar10-2-255").shortened(8)
+    gls = short.objective()
+    assert (gls.ramp_start, gls.ramp, gls.decay) == pytest.approx((0.05, 4, 3.95))
+    assert short.lr_milestones == (6, 7)
 
 
 def test_presets_are_frozen():

@@ -31,10 +31,11 @@ source = np.random.default_rng(0)
 images = source.random((45, 1, 4, 4)).astype("float32")
 data = in_memory("made up", images, (images.mean(axis=(1, 2, 3)) > 0.5).astype(np.int64))
 more = in_memory("others", 1 - images[:11], source.integers(0, 2, 11))
-options = {"smoothmix": {"steps": 2, "samples": 2, "mix_step": 1}}.get(method, {})
+gls = {"eps": 0.1, "ramp": 2.0, "regulariser": 0.0, "l1": 1e-4}  # the regulariser looks at all images of a batch
+options = {"smoothmix": {"steps": 2, "samples": 2, "mix_step": 1}, "gls": gls}.get(method, {})
 recipe = Recipe(
-    method=method, sigma=0.25, options=MappingProxyType(options), epochs=epochs, batch_size=20, parts=3, lr=0.2,
-    lr_step=2, augment=True,
+    method=method, sigma=None if method == "gls" else 0.25, options=MappingProxyType(options), epochs=epochs,
+    batch_size=20, parts=3, lr=0.2, lr_step=2, augment=True, gradient_clip=0.5 if method == "gls" else None,
 )
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
@@ -70,7 +71,7 @@ def weights(out):
     return load_file(Path(out) / "model.safetensors")
 
 
-@pytest.mark.parametrize("method", [pytest.param("gaussian", marks=pytest.mark.slow), "smoothmix"])
+@pytest.mark.parametrize("method", [pytest.param("gaussian", marks=pytest.mark.slow), "smoothmix", "gls"])
 def test_the_same_weights_but_for_the_rounding_of_sums(tmp_path, script, method):
     """20 images in 3 parts over 2 processes are 4 + 3 at a time, the extra images 2 + 2."""
     running = [
