@@ -155,13 +155,21 @@ class Dropout:
         Raises:
             ModelError: In train mode, where it is random.
         """
-        if self.module.training:
-            raise ModelError(f"model: {self.where}: bounds go through dropout in eval mode alone; it is in train mode")
+        self._check()
         return inputs[0]
 
     def pull(self, call: Call, coefficients: Coefficients) -> Pulled:
-        """Return the coefficients as they are."""
+        """Return the coefficients as they are.
+
+        Raises:
+            ModelError: In train mode, where it is random.
+        """
+        self._check()
         return (coefficients,), None
+
+    def _check(self) -> None:
+        if self.module.training:
+            raise ModelError(f"model: {self.where}: bounds go through dropout in eval mode alone; it is in train mode")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from rs_plugins.core.checks import check_count
-from rs_plugins.core.models import evaluating
+from rs_plugins.core.checks import check_count, check_positive
+from rs_plugins.core.models import evaluating, frozen
 from rs_plugins.core.relaxations.layers import Call, Statistics
 from rs_plugins.core.relaxations.linear import Dense
+from rs_plugins.core.relaxations.optimised import highest
 from rs_plugins.core.relaxations.propagation import Ends, Propagation
 from rs_plugins.core.relaxations.reading import read
 from rs_plugins.core.relaxations.regions import Region, best
@@ -114,6 +115,51 @@ class RelaxedNetwork(nn.Module):
         rows = _margin_rows(y, self.classes, region.x)
         return self._lowest(region, rows, method, lower_slope, statistics, intervals, chunk)
 
+    def alpha_margins(
+        self,
+        region: Region,
+        y: Tensor,
+        *,
+        steps: int = 20,
+        lr: float = 0.1,
+        lower_slope: LowerSlope = "adaptive",
+        intervals: Mapping[str, Ends] | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Return `margins` by ``"crown"`` with the lower slopes optimised for each margin, (n, classes - 1).
+
+        Bounds before activations are those of CROWN and stay. The result is never below `margins` by ``"crown"``, and
+        has no gradient.
+
+        Args:
+            region: Where the images are.
+            y: Labels (n,).
+            steps: How many steps of Adam, each a backward pass for the margins and its gradient.
+            lr: Length of the first step; slopes are in [0, 1].
+            lower_slope: Where the slopes begin; as in `margins`, as are the rest.
+            intervals: Bounds before activations that hold already.
+            chunk: How many values of a layer are bounded in one backward pass.
+
+        Raises:
+            InputError: As `margins`.
+            ModelError: As `margins`.
+        """
+        check_count(steps, "steps")
+        check_positive(lr, "lr")
+        output, start = self._network.nodes[-1].name, Dense(_margin_rows(y, self.classes, region.x))
+        options: dict[str, Any] = {"lower_slope": lower_slope, "chunk": chunk}
+        with frozen(self.model), torch.no_grad():
+            work = self._propagation(region, None, known=intervals, **options)
+            work.tighten()
+            plain = best(work.minimum(output, start, far=True), work.minimum(output, start, far=False))
+            ends, slopes = work.before_curved(), work.first_slopes(plain.shape[1])
+
+            def bound(slopes: Mapping[str, Tensor]) -> Tensor:
+                work = self._propagation(region, None, known=ends, slopes=slopes, **options)
+                return work.minimum(output, start, far=True)
+
+            return best(highest(bound, slopes, steps=steps, lr=lr), plain)
+
     def output_bounds(
         self,
         region: Region,
@@ -147,7 +193,6 @@ class RelaxedNetwork(nn.Module):
     ) -> Tensor:
         """Return lower bounds of <rows, logits>, (n, rows)."""
         _check_choice(method, Method, "method")
-        _check_choice(lower_slope, LowerSlope, "lower_slope")
         work = self._propagation(region, statistics, lower_slope=lower_slope, known=intervals, chunk=chunk)
         if method == "crown":
             work.tighten()
@@ -161,16 +206,22 @@ class RelaxedNetwork(nn.Module):
         statistics: Statistics | None,
         *,
         lower_slope: LowerSlope = "adaptive",
+        slopes: Mapping[str, Tensor] | None = None,
         known: Mapping[str, Ends] | None = None,
         chunk: int | None = None,
     ) -> Propagation:
+        _check_choice(lower_slope, LowerSlope, "lower_slope")
         if tuple(region.x.shape[1:]) != self.shape:
             raise InputError(f"region: expected images (n, *{self.shape}), got shape {tuple(region.x.shape)}")
         if chunk is not None:
             check_count(chunk, "chunk")
+        strangers = set(known or ()) - {node.name for node in self._network.nodes if not node.linear}
+        if strangers:
+            raise InputError(f"intervals: expected those of this network's activations, got {min(strangers)!r} as well")
         constants = evaluate(self._network.constants, self._network.literals, self)
         call = Call(constants, statistics or {}, region.x)
-        return Propagation(self._network, region, call, lower_slope=lower_slope, known=known, chunk=chunk)
+        options: dict[str, Any] = {"lower_slope": lower_slope, "slopes": slopes, "known": known, "chunk": chunk}
+        return Propagation(self._network, region, call, **options)
 
     def _check_reading(self, images: Tensor, logits: Tensor) -> None:
         """Look whether the layers that were read compute what the model does.
