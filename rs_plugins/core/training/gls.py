@@ -152,9 +152,8 @@ class Gls:
         """Return by what ``sigma_w`` is multiplied after ``elapsed`` epochs."""
         if self.sigma_w_end is None or self.decay is None:
             return 1.0
-        past = elapsed - self.schedule.end
-        share = 1.0 if past >= self.decay else max(0.0, past) / self.decay
-        return float((self.sigma_w_end / self._sigma_w) ** share)
+        fallen = SmoothEps(1.0, self.schedule.end, self.decay, "linear").share(elapsed)
+        return float((self.sigma_w_end / self._sigma_w) ** fallen)
 
     @property
     def figure(self) -> str:

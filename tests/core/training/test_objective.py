@@ -10,10 +10,11 @@ from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.streams import stream
 from rs_plugins.core.training.gaussian import Gaussian, gaussian, plain
 from rs_plugins.core.training.inner_attacks import DDN, BallFirstPGD
-from rs_plugins.core.training.methods import METHODS
+from rs_plugins.core.training.methods import METHODS, takes_noise
 from rs_plugins.core.training.objective import Batch, StreamDraws, warm_up, weighted
 from rs_plugins.errors import InputError, ModelError
 
+NOISY = {name: method for name, method in METHODS.items() if takes_noise(name)}
 X = torch.rand(2000, 2, 3, generator=torch.Generator().manual_seed(0))
 
 
@@ -59,7 +60,7 @@ def test_the_stream_decides_and_goes_on():
     assert not torch.equal(first.uniform(X), again.uniform(X))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NOISY)
 def test_a_method_is_data(name):
     method = METHODS[name](0.5)
     assert method == METHODS[name](0.5)
@@ -71,7 +72,7 @@ def test_a_method_is_data(name):
         method.sigma = 1.0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NOISY)
 def test_options_are_keywords_and_sigma_and_family_are_checked(name):
     with pytest.raises(TypeError, match="positional argument"):
         METHODS[name](0.5, 1)
@@ -83,7 +84,7 @@ def test_options_are_keywords_and_sigma_and_family_are_checked(name):
         METHODS[name](0.5, family="gaussian")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NOISY)
 def test_the_family_is_what_is_drawn_from(name, problem):
     asked = []
 
@@ -98,14 +99,14 @@ def test_the_family_is_what_is_drawn_from(name, problem):
     assert bool(loss.isfinite())
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"gaussian"}))
+@pytest.mark.parametrize("name", sorted(NOISY.keys() - {"gaussian"}))
 def test_soft_labels_are_refused_where_a_label_is_needed(name, problem):
     soft = torch.full((5, 3), 1 / 3, dtype=torch.float64)
     with pytest.raises(InputError, match=r"y: expected a tensor of integer labels, got torch\.float64"):
         METHODS[name](0.5)(problem.model, Batch(problem.x, soft), StreamDraws(stream(0, "test")))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NOISY)
 def test_labels_of_any_integer_type_are_taken(name, problem):
     losses = [
         METHODS[name](0.5)(problem.model, Batch(problem.x, problem.y.to(dtype)), StreamDraws(stream(0, "test")))
@@ -114,7 +115,7 @@ def test_labels_of_any_integer_type_are_taken(name, problem):
     assert len({loss.item() for loss in losses}) == 1
 
 
-OBJECTIVES = {name: method(0.5) for name, method in METHODS.items()} | {
+OBJECTIVES = {name: method(0.5) for name, method in NOISY.items()} | {
     "plain": plain,
     "smoothadv, ddn": METHODS["smoothadv"](0.5, attack=DDN()),
     "consistency with attack": METHODS["consistency"](0.5, attack=BallFirstPGD()),
