@@ -14,6 +14,7 @@ def rs_plugins_components() -> list[Component]:
         Component("noise", "gaussian", "rs_plugins.core.noise:GaussianNoise"),
         Component("trainer", "consistency", "rs_plugins.core.training.consistency:Consistency"),
         Component("trainer", "gaussian", "rs_plugins.core.training.gaussian:Gaussian"),
+        Component("trainer", "gls", "rs_plugins.core.training.gls:Gls"),
         Component("trainer", "macer", "rs_plugins.core.training.macer:Macer"),
         Component("trainer", "smoothadv", "rs_plugins.core.training.smoothadv:SmoothAdv"),
         Component("trainer", "smoothmix", "rs_plugins.core.training.smoothmix:SmoothMix"),

@@ -45,12 +45,12 @@ def make_objective(method: str, sigma: float | None = None, **options: Any) -> O
         raise InputError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
     known = option_names(method)
     noisy, chosen = takes_noise(method), METHODS[method]
-    if unknown := options.keys() - {*known, *(("family",) if noisy else ())}:
-        raise InputError(f"{min(unknown)}: {method!r} has no such option, expected one of {', '.join(known)}")
     if noisy and sigma is None:
         raise InputError(f"sigma: {method!r} trains under noise, expected a finite number > 0, got None")
     if not noisy and sigma is not None:
         raise InputError(f"sigma: {method!r} trains without noise on the images, expected None, got {sigma}")
+    if unknown := options.keys() - {*known, *(("family",) if noisy else ())}:
+        raise InputError(f"{min(unknown)}: {method!r} has no such option, expected one of {', '.join(known)}")
     if missing := [name for name in known if name not in options and _needed(chosen, name)]:
         raise InputError(f"{missing[0]}: {method!r} needs this option, got none")
     return chosen(sigma, **options) if noisy else chosen(**options)  # type: ignore[no-any-return]

@@ -124,7 +124,7 @@ def test_noise_is_for_those_that_take_it():
     assert make_objective("sure", None, margin=0.5) == Sure(margin=0.5)
     assert option_names("plain") == ["ramp"]
     with pytest.raises(InputError, match=r"^sigma: 'plain' trains without noise on the images, expected None, got 0.5"):
-        make_objective("plain", 0.5)
+        make_objective("plain", 0.5, family=None)
     with pytest.raises(InputError, match=r"^sigma: 'gaussian' trains under noise, expected a finite number > 0, got N"):
         make_objective("gaussian")
     with pytest.raises(InputError, match=r"^family: 'plain' has no such option, expected one of ramp"):
