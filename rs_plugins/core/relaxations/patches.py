@@ -16,6 +16,8 @@ from rs_plugins.core.relaxations.linear import Coefficients, Dense, Kernel
 from rs_plugins.core.relaxations.regions import Interval, Region, best
 
 Pair = tuple[int, int]
+# Up to so many entries of its matrix, a transposed convolution of many small windows is faster as a matrix product.
+_AS_MATRIX = 2**16
 
 
 class Grid(NamedTuple):
@@ -96,9 +98,7 @@ class Patches:
         height, width = kernel.window(inside.window)
         if height * width > shape[-2] * shape[-1]:
             return inside.to_dense().through_conv(kernel, shape)
-        flat = functional.conv_transpose2d(
-            inside.values.flatten(0, 2), kernel.weight, None, kernel.stride, 0, 0, kernel.groups, kernel.dilation
-        )
+        flat = _transposed(kernel, inside.values.flatten(0, 2), shape[0] * height * width)
         grid = inside.grid
         (down, across), (top, left) = kernel.stride, kernel.before
         moved = Grid(
@@ -195,9 +195,10 @@ class Patches:
         padded = functional.pad(z, (left, right, before, after))
         found = padded.unfold(2, height, self.grid.stride[0]).unfold(3, width, self.grid.stride[1])
         if self._picked is None:
-            return found.flatten(2, 3).transpose(1, 2)
+            # in order, or what is multiplied with it, which is larger, would get out of order
+            return found.flatten(2, 3).transpose(1, 2).contiguous()
         down, across = self._positions().unbind(1)
-        return found[:, :, down, across].transpose(1, 2)
+        return found[:, :, down, across].transpose(1, 2).contiguous()
 
     def _positions(self) -> Tensor:
         """Row and column of each position, (positions, 2)."""
@@ -272,6 +273,23 @@ class Patches:
             channels=self._channels,
             clean=self._clean if clean is None else clean,
         )
+
+
+def _transposed(kernel: Kernel, windows: Tensor, size: int) -> Tensor:
+    """The transposed convolution of windows (many, channels, height, width), each to ``size`` values."""
+
+    def spread(each: Tensor) -> Tensor:
+        return functional.conv_transpose2d(
+            each, kernel.weight, None, kernel.stride, 0, 0, kernel.groups, kernel.dilation
+        )
+
+    entries = windows[0].numel()
+    if len(windows) <= entries or entries * size > _AS_MATRIX:
+        return spread(windows)
+    units = torch.eye(entries, dtype=windows.dtype, device=windows.device).unflatten(1, windows.shape[1:])
+    matrix = spread(units)
+    found: Tensor = (windows.flatten(1) @ matrix.flatten(1)).unflatten(1, matrix.shape[1:])
+    return found
 
 
 def _pairwise_max(first: Pair, second: Pair) -> Pair:
