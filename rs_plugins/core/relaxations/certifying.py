@@ -254,13 +254,13 @@ class BoundCertifier:
 
     def _bound(self, name: str, batch: Batch, rows: list[int]) -> None:
         region, y = Region(batch.x[rows], self._eps, self._norm), batch.y[rows]
-        network: Any = self._network
+        method: Any = name
         if name == "alpha-crown":
-            margins = network.alpha_margins(region, y, steps=self._alpha_steps)
+            margins = self._network.alpha_margins(region, y, steps=self._alpha_steps)
         else:
-            margins = network.margins(region, y, method=name)
+            margins = self._network.margins(region, y, method=method)
         # NaN says nothing; fmax takes the other bound, and is NaN of two
-        best = torch.fmax(batch.best[rows], margins.detach())
+        best = torch.fmax(batch.best[rows], margins)
         enough = slack(best)
         proved = (best.isfinite() & (best > enough)).all(dim=1).tolist()
         smallest = best.argmin(dim=1, keepdim=True)  # NaN is smaller than all numbers
