@@ -38,7 +38,7 @@ class PGPE:
     The gradient of E[l(θ + e)], e ~ N(0, sd²), is estimated by the mean over pairs of (l(θ + e) - l(θ - e))/2 · e/sd²,
     without a bias, also where l has jumps. Its cosine with the true gradient is about √(P/(P + D)) for P pairs and D
     parameters, so it is for small networks, and begins best at weights that are trained already. The value is the mean
-    loss; buffers of the loss stay as they are.
+    loss; buffers of the loss stay as they are. It lives on small differences of losses, which half precision hides.
 
     With ``adapt`` it has a state, which `state_dict` returns; gradients that several processes take on a batch together
     then differ from those of one, so that is for one process alone, as are ``ranks``.

@@ -88,6 +88,15 @@ def test_rgs_without_noise_is_the_plain_gradient_bit_for_bit(bound, batch):
                for name, value in one.state_dict().items())  # fmt: skip
 
 
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_bounds_at_several_weights_at_once_are_those_one_after_the_other(bound, batch):
+    some = dataclasses.replace(batch, x=batch.x.double())
+    objectives = [Gls(0.05, bound=bound, gradient="pgpe", population=8, chunk=chunk, ramp=3) for chunk in (1, 6)]
+    one, other = (value_and_gradients(each, network().double(), some) for each in objectives)
+    torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-8)
+    assert not objectives[1]._estimator._state.sequential
+
+
 def test_each_setting_arrives_where_it_belongs():
     rgs = Gls(0.1, draws=3, sigma_w=0.3, noise_mode="fixed", antithetic=False)
     assert rgs._estimator == RGS(draws=3, sigma_w=0.3, mode="fixed", antithetic=False)

@@ -8,7 +8,9 @@ import torch
 from scipy.stats import norm, rankdata
 from torch import nn
 
+from rs_plugins.core.relaxations.network import RelaxedNetwork
 from rs_plugins.core.streams import stream
+from rs_plugins.core.training.certified_loss import CertifiedLoss
 from rs_plugins.core.training.gradient_estimators import RGS
 from rs_plugins.core.training.objective import StreamDraws
 from rs_plugins.core.training.pgpe import PGPE, centred_ranks
@@ -87,32 +89,22 @@ def test_on_a_step_it_has_the_slope_of_the_smoothed_step_and_rgs_none(theta):
     assert smoothed.item() == pytest.approx(norm.cdf(theta / 0.2), abs=0.04)
 
 
-class Net(nn.Module):
-    """A network with 110 parameters and a loss with kinks."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).double()
-
-    def forward(self, x, y):
-        return nn.functional.cross_entropy(3 * self.net(x), y)
-
-
 def test_the_cosine_with_the_gradient_is_as_predicted_and_its_projection_is_one():
-    """Over 5 estimates, with P pairs of D parameters: √(P/(P + D)), and a length along the gradient as that has."""
+    """Of a loss of interval bounds, over 5 estimates with P pairs of D parameters: √(P/(P + D))."""
     source = torch.Generator().manual_seed(0)
     x, y = torch.rand(32, 8, generator=source, dtype=torch.float64), torch.randint(0, 4, (32,), generator=source)
-    loss, pairs = Net(), 300
-    size = sum(parameter.numel() for parameter in loss.parameters())
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+    loss, pairs, size = CertifiedLoss(RelaxedNetwork(model, (8,)), bound="ibp"), 300, 108
 
     def flat(estimator, seed):
-        estimator(loss, (x, y), draws(seed)).backward()
+        estimator(loss, (x, y, 0.1), draws(seed)).backward()
         found = torch.cat([parameter.grad.flatten() for parameter in loss.parameters()])
         loss.zero_grad()
+        assert len(found) == size
         return found
 
-    true = flat(RGS(draws=200, sigma_w=0.01, mode="fixed"), 99)
+    true = flat(RGS(draws=80, sigma_w=0.01, mode="fixed"), 99)
     found = [flat(PGPE(population=2 * pairs, sigma_w=0.01, chunk=2 * pairs), seed) for seed in range(5)]
     cosine = np.mean([float(torch.cosine_similarity(each, true, dim=0)) for each in found])
     projection = np.mean([float(each @ true / (true @ true)) for each in found])
