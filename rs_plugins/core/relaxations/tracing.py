@@ -88,8 +88,9 @@ class Site:
         return node if isinstance(self.values[node], Tensor) else self.values[node]
 
 
-class Reference(NamedTuple):
-    """Stands for the tensor of that name among arguments."""
+@dataclass(frozen=True)
+class Reference:
+    """Stands for the tensor of that name among arguments; torch.fx would look into a tuple."""
 
     name: str
 

@@ -92,6 +92,23 @@ def test_tighter_methods_have_higher_means():
     assert not optimised.requires_grad
 
 
+def test_means_on_the_cnn3_of_the_papers():
+    model = seeded(
+        lambda: nn.Sequential(
+            *(nn.Conv2d(1, 4, 5, stride=2), nn.ReLU(), nn.Conv2d(4, 8, 4, stride=2), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(200, 10)),
+        )
+    )
+    x, y = images(2, (1, 28, 28)), Y[:2]
+    single, double = {}, {}
+    for method in METHODS:
+        single[method] = RelaxedNetwork(model.float(), (1, 28, 28)).margins(Region(x.float(), 0.1), y, method=method)
+        double[method] = RelaxedNetwork(model.double(), (1, 28, 28)).margins(Region(x, 0.1), y, method=method)
+        torch.testing.assert_close(single[method].double(), double[method], rtol=1e-4, atol=1e-4)
+    assert double["ibp"].mean() < double["crown-ibp"].mean() < double["crown"].mean()
+    assert single["crown"].dtype == torch.float32
+
+
 def test_the_lower_slope():
     network, x = RelaxedNetwork(small_cnn(), SHAPE), images()
     adaptive, parallel = (
