@@ -6,11 +6,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from rs_plugins.core.checks import check_count, check_positive
+from rs_plugins.core.checks import check_count, check_flag, check_positive
 from rs_plugins.core.models import evaluating, frozen
 from rs_plugins.core.relaxations.layers import Call, Statistics
 from rs_plugins.core.relaxations.linear import Dense
-from rs_plugins.core.relaxations.optimised import highest
+from rs_plugins.core.relaxations.optimised import highest, intersection
 from rs_plugins.core.relaxations.propagation import Ends, Propagation
 from rs_plugins.core.relaxations.reading import read
 from rs_plugins.core.relaxations.regions import Region, best
@@ -122,20 +122,23 @@ class RelaxedNetwork(nn.Module):
         *,
         steps: int = 20,
         lr: float = 0.1,
+        intermediate: bool = False,
         lower_slope: LowerSlope = "adaptive",
         intervals: Mapping[str, Ends] | None = None,
         chunk: int | None = None,
     ) -> Tensor:
         """Return `margins` by ``"crown"`` with the lower slopes optimised for each margin, (n, classes - 1).
 
-        Bounds before activations are those of CROWN and stay. The result is never below `margins` by ``"crown"``, and
-        has no gradient.
+        Alpha-CROWN (Xu et al. 2021). The result is never below `margins` by ``"crown"``, and has no gradient. Bounds
+        before activations are those of CROWN, unless ``intermediate`` asks for better ones.
 
         Args:
             region: Where the images are.
             y: Labels (n,).
             steps: How many steps of Adam, each a backward pass for the margins and its gradient.
             lr: Length of the first step; slopes are in [0, 1].
+            intermediate: Whether slopes for the bounds before activations are optimised first, in as many steps. All
+                neurons share these, so that a step costs as much as a pass of CROWN and its gradient.
             lower_slope: Where the slopes begin; as in `margins`, as are the rest.
             intervals: Bounds before activations that hold already.
             chunk: How many values of a layer are bounded in one backward pass.
@@ -146,6 +149,7 @@ class RelaxedNetwork(nn.Module):
         """
         check_count(steps, "steps")
         check_positive(lr, "lr")
+        check_flag(intermediate, "intermediate")
         output, start = self._network.nodes[-1].name, Dense(_margin_rows(y, self.classes, region.x))
         options: dict[str, Any] = {"lower_slope": lower_slope, "chunk": chunk}
         with frozen(self.model), torch.no_grad():
@@ -153,6 +157,16 @@ class RelaxedNetwork(nn.Module):
             work.tighten()
             plain = best(work.minimum(output, start, far=True), work.minimum(output, start, far=False))
             ends, slopes = work.before_curved(), work.first_slopes(plain.shape[1])
+            if intermediate:
+                shared = {name: value[:, 0] for name, value in slopes.items()}
+
+                def bound_anew(slopes: Mapping[str, Tensor]) -> Tensor:
+                    work = self._propagation(region, None, known=intervals, slopes=slopes, **options)
+                    work.tighten()
+                    ends.update(intersection(ends, work.before_curved()))
+                    return work.minimum(output, start, far=True)
+
+                plain = best(highest(bound_anew, shared, steps=steps, lr=lr), plain)
 
             def bound(slopes: Mapping[str, Tensor]) -> Tensor:
                 work = self._propagation(region, None, known=ends, slopes=slopes, **options)
