@@ -21,7 +21,9 @@ _AT_ONCE = 2**25  # coefficients of a node in one backward pass
 
 
 class Propagation:
-    """What is known of the values of each node while its input is in the region; made for one call.
+    """What is known of the values of each node while the images are in the region; made for one call.
+
+    ``curved`` are the nodes that are not affine, in the order of the forward pass.
 
     Args:
         network: The layers.
@@ -47,14 +49,10 @@ class Propagation:
         self.network, self.region, self.call = network, region, call
         self._slope, self._slopes, self._chunk = lower_slope, dict(slopes or {}), chunk
         self._nodes = {node.name: node for node in network.nodes}
+        self.curved = [node for node in network.nodes if not node.linear]
         self._known: dict[str, Ends] = dict(known or {})
         self._intervals: dict[str, Interval] = {INPUT: region.interval()}
         self._lines: dict[str, Lines | Choice] = {}
-
-    @property
-    def curved(self) -> list[Node]:
-        """The nodes that are not affine, in the order of the forward pass."""
-        return [node for node in self.network.nodes if not node.linear]
 
     def interval(self, name: str) -> Interval:
         """Return the interval of a node's output."""
@@ -70,9 +68,12 @@ class Propagation:
 
     def ends(self, node: Node) -> Ends:
         """Return the bounds (lower, upper) before a node that is not affine."""
-        if node.name not in self._known:
-            before = self.interval(node.inputs[0])
-            self._known[node.name] = (before.lower, before.upper)
+        for earlier in self.curved:  # one after the other, so that a deep network is no deep recursion
+            if node.name in self._known:
+                break
+            if earlier.name not in self._known:
+                before = self.interval(earlier.inputs[0])
+                self._known[earlier.name] = (before.lower, before.upper)
         return self._known[node.name]
 
     def before_activations(self) -> dict[str, Ends]:
@@ -172,7 +173,7 @@ class Propagation:
         return self.minimum(source, start, far=True), self.minimum(source, start.negative(), far=True)
 
     def _rows_at_once(self, source: str, shape: tuple[int, ...], images: int) -> int:
-        return self._chunk or max(_AT_ONCE // (images * self._longest_row(source, shape)), 1)
+        return self._chunk or max(_AT_ONCE // (max(images, 1) * self._longest_row(source, shape)), 1)
 
     def _longest_row(self, source: str, shape: tuple[int, ...]) -> int:
         """Return how many coefficients of a node a row may have on its way back from ``source``."""

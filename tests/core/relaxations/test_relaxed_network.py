@@ -211,6 +211,39 @@ def test_stacked_parameters(method):
             torch.testing.assert_close(slopes[name][1], slope, rtol=0, atol=1e-11)
 
 
+class Pooled(nn.Module):
+    """Pooling of both kinds, a shortcut, a mean, a normalisation and a smooth activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.way = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.pools, self.last = nn.Sequential(nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1, 1)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.pools(torch.relu(self.norm(self.conv(x))))
+        return self.last(nn.functional.silu(self.way(x) + x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_stacked_parameters_of_other_layers(method, norm):
+    model = seeded(Pooled).double().eval()
+    network, region = RelaxedNetwork(model, SHAPE), Region(images(), 0.05, norm)
+    generator = torch.Generator().manual_seed(0)
+    stacked = {
+        name: value.detach() + 0.05 * torch.randn(2, *value.shape, generator=generator, dtype=value.dtype)
+        for name, value in network.named_parameters()
+    }
+
+    def bounds(parameters):
+        return functional_call(network, parameters, (region, Y), {"method": method})
+
+    together = vmap(bounds)(stacked)
+    for i in range(2):
+        single = bounds({name: value[i] for name, value in stacked.items()})
+        torch.testing.assert_close(together[i], single, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_affine_layers_in_a_row_with_padding(method):
     """What a convolution, a normalisation and a mean over padded windows do together is one affine map."""
@@ -325,6 +358,22 @@ def test_the_guest_is_left_as_it_was():
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
     assert list(dict(network.named_children())) == ["model"]
+
+
+def test_a_deep_network_is_no_deep_recursion():
+    layers = [part for _ in range(600) for part in (nn.Linear(2, 2), nn.ReLU())]
+    model = seeded(lambda: nn.Sequential(*layers, nn.Linear(2, 2))).double()
+    for layer in model[::2]:
+        nn.init.eye_(layer.weight)
+    network, x = RelaxedNetwork(model, (2,)), images(1, (2,))
+    for method in ("ibp", "crown-ibp"):
+        assert network.margins(Region(x, 0.1), Y[:1], method=method).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_images(method):
+    network, y = RelaxedNetwork(small_cnn(), SHAPE), torch.empty(0, dtype=torch.long)
+    assert network.margins(Region(images(0), 0.1), y, method=method).shape == (0, 2)
 
 
 def test_copies_are_of_their_own():
