@@ -88,13 +88,13 @@ def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
     Raises:
         InputError: As `load_any_network`, or if there is no noise level.
     """
-    network, sigma = load_any_network(options)
-    if sigma is not None:
-        return network, sigma
     target = options["model"]
-    if Path(target).is_dir():
+    if options["sigma"] is None and ":" in target and not Path(target).is_dir():
+        raise InputError(f"sigma: expected --sigma beside {target}, got none; only a folder of a trained model says it")
+    network, sigma = load_any_network(options)
+    if sigma is None:
         raise InputError(f"sigma: the network in {target} was trained without noise; expected --sigma")
-    raise InputError(f"sigma: expected --sigma beside {target}, got none; only a folder of a trained model says it")
+    return network, sigma
 
 
 def load_any_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float | None]":

@@ -50,7 +50,7 @@ def test_methods_with_their_options(text, name, options):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("smooth", "method: expected one of consistency, gaussian, macer, "),
+        ("smooth", "method: expected one of consistency, gaussian, gls, macer, "),
         ("gaussian:lam=1", "method: gaussian has no option 'lam'; it has samples"),
         (
             "smoothadv:epz=1",

@@ -109,8 +109,8 @@ def test_what_does_not_fit(name, options, error, message):
 )
 def test_unknown_names(name):
     message = (
-        "^model: expected one of lenet, resnet20, resnet56, resnet110, torchvision.NAME, timm.NAME or "
-        f"PACKAGE.MODULE:FUNCTION, got '{name}'$"
+        "^model: expected one of lenet, resnet20, resnet56, resnet110, cnn3, cnn5, cnn7, torchvision.NAME, "
+        f"timm.NAME or PACKAGE.MODULE:FUNCTION, got '{name}'$"
     )
     with pytest.raises(InputError, match=message):
         make_network(name)
@@ -138,7 +138,7 @@ def test_torchvision_is_not_needed_for_timms():
     ],
 )
 def test_what_is_not_installed_is_named(name, message):
-    ours = "lenet, resnet20, resnet56, resnet110"
+    ours = "lenet, resnet20, resnet56, resnet110, cnn3, cnn5, cnn7"
     with pytest.raises(MissingDependencyError, match=rf"^model: {name} is not one of {ours}, and {message}"):
         make_network(name)
 

@@ -20,7 +20,7 @@ from rs_plugins.core.identity import identity
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.folder import HISTORY
 from rs_plugins.core.training.job import train_data_set
-from rs_plugins.core.training.methods import METHODS
+from rs_plugins.core.training.methods import METHODS, takes_noise
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.trained import load_trained
 from rs_plugins.core.training.validation import noisy_accuracy
@@ -273,7 +273,7 @@ def test_an_extractor_that_changes_is_an_error(tmp_path):
         run(tmp_path / "run", Restless())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(filter(takes_noise, METHODS)))
 def test_any_method_trains_it(tmp_path, method):
     recipe = Recipe(method=method, sigma=0.25, epochs=1, batch_size=8, lr=0.05, weight_decay=0.0)
     found = run(tmp_path / "run", recipe=recipe)
@@ -281,6 +281,12 @@ def test_any_method_trains_it(tmp_path, method):
     assert (stored["method"], stored["algorithm"]) == (method, "sgd")
     fresh = adapt(network(), (1, 4, 4), FEATURE)
     assert not torch.equal(fresh.adapter.last.weight, found.model.adapter.last.weight)
+
+
+def test_a_method_without_noise_is_not_for_it(tmp_path):
+    with pytest.raises(InputError, match=r"^sigma: 'gls' trains without noise on the images, expected None, got 0.25$"):
+        run(tmp_path / "run", recipe=Recipe(method="gls", options={"eps": 0.1}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_default_recipe():
