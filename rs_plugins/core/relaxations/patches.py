@@ -126,12 +126,12 @@ class Patches:
         if max(lines.lower_slope.ndim, lines.upper_slope.ndim) > len(self._shape) + 1:
             return self.to_dense().through_activation(lines)
         rows = self._spread()
-        negative = -functional.relu(-rows.values)
+        positive = functional.relu(rows.values)
         lower, upper = (rows.windows(slope).unsqueeze(2) for slope in (lines.lower_slope, lines.upper_slope))
-        values = torch.addcmul(rows.values * lower, negative, upper - lower)
-        offset = rows._product(negative, lines.upper_offset)
+        values = torch.addcmul(rows.values * upper, positive, lower - upper)
+        offset = rows._product(rows.values - positive, lines.upper_offset)
         if lines.lower_offset is not None:
-            offset = offset + rows._product(rows.values - negative, lines.lower_offset)
+            offset = offset + rows._product(positive, lines.lower_offset)
         return rows._with(values, clean=True), offset
 
     def plus(self, other: Coefficients) -> Coefficients:
@@ -192,8 +192,9 @@ class Patches:
         """
         after, right = self._overhang()
         (before, left), (height, width) = self.grid.before, self.window
-        padded = functional.pad(z, (left, right, before, after))
+        padded = functional.pad(z, (left, max(right, 0), before, max(after, 0)))
         found = padded.unfold(2, height, self.grid.stride[0]).unfold(3, width, self.grid.stride[1])
+        found = found[:, :, : self.grid.size[0], : self.grid.size[1]]
         if self._picked is None:
             # in order, or what is multiplied with it, which is larger, would get out of order
             return found.flatten(2, 3).transpose(1, 2).contiguous()

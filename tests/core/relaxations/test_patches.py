@@ -115,7 +115,7 @@ def test_two_convolutions_of_every_kind(options, between):
         check(shape, picks(shape, kind), steps, ends)
 
 
-@settings(max_examples=30)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.fixed_dictionaries(
@@ -154,6 +154,12 @@ def test_more_padding_after_than_before():
     steps, shape = backwards((2, 6, 6), [kernel(2, 3, 2, after=1), kernel(3, 2, 4, padding=1, after=2)], affine)
     assert shape == (2, 6, 6)
     check(shape, picks(shape, "all"), steps, Interval(randn(2, 2, 6, 6), randn(2, 2, 6, 6).abs()))
+
+
+def test_windows_that_lie_in_the_padding_alone():
+    kernels = [kernel(2, 2, 1, 1, 2), *(kernel(2, 2, 1, stride, seed=stride) for stride in (2, 2, 3))]
+    steps, shape = backwards((2, 8, 9), kernels, relu)
+    check(shape, picks(shape, "all"), steps, Interval(randn(2, 2, 8, 9), randn(2, 2, 8, 9).abs()))
 
 
 def test_depthwise_and_grouped():
