@@ -18,6 +18,12 @@ from rs_plugins.errors import InputError, ModelError
 SHAPE = (2, 6, 6)
 
 
+def seeded(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
+
+
 class Written(nn.Module):
     """A network with a ``step`` in the middle, from (n, 2, 6, 6) to the same number of values or others."""
 
@@ -94,9 +100,7 @@ NARROWER = {
 
 def written(name):
     values, step = NARROWER.get(name, (72, STEPS.get(name)))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Written(step, values)
+    return seeded(lambda: Written(step, values))
 
 
 @pytest.mark.parametrize("name", [*STEPS, *NARROWER])
@@ -124,28 +128,38 @@ def test_no_attribute_is_hung_into_the_model():
 
 
 MODULES = {
-    "identity": [nn.Identity(), nn.Flatten(), nn.Linear(72, 3)],
-    "unflatten": [nn.Flatten(), nn.Unflatten(1, (8, 3, 3)), nn.Conv2d(8, 2, 3), nn.Flatten(), nn.Linear(2, 3)],
-    "zero padding": [nn.ZeroPad2d(1), nn.Flatten(), nn.Linear(128, 3)],
-    "same": [nn.Conv2d(2, 3, 3, padding="same", dilation=2), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3)],
-    "grouped, uneven": [nn.Conv2d(2, 4, 3, 2, (0, 1), groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)],
-    "parametrised": [parametrizations.weight_norm(nn.Conv2d(2, 3, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)],
-    "ends in an activation": [nn.Flatten(), nn.Linear(72, 3), nn.Softplus()],
-    "ends in a normalisation": [nn.Flatten(), nn.Linear(72, 3), nn.BatchNorm1d(3)],
-    "linear on rows": [nn.Linear(6, 4), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)],
-    "normalisation without parameters": [nn.BatchNorm2d(2, affine=False), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)],
-    "max-pooling, dilated": [nn.MaxPool2d(2, 1, dilation=3), nn.Flatten(), nn.Linear(18, 3)],
-    "dropout": [nn.Dropout2d(), nn.Flatten(), nn.Linear(72, 3), nn.Dropout()],
+    "identity": lambda: [nn.Identity(), nn.Flatten(), nn.Linear(72, 3)],
+    "unflatten": lambda: [nn.Flatten(), nn.Unflatten(1, (8, 3, 3)), nn.Conv2d(8, 2, 3), nn.Flatten(), nn.Linear(2, 3)],
+    "zero padding": lambda: [nn.ZeroPad2d(1), nn.Flatten(), nn.Linear(128, 3)],
+    "same": lambda: [nn.Conv2d(2, 3, 3, padding="same", dilation=2), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3)],
+    "grouped, uneven": lambda: [nn.Conv2d(2, 4, 3, 2, (0, 1), groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)],
+    "parametrised": lambda: [
+        parametrizations.weight_norm(nn.Conv2d(2, 3, 3)),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48, 3),
+    ],
+    "ends in an activation": lambda: [nn.Flatten(), nn.Linear(72, 3), nn.Softplus()],
+    "ends in a normalisation": lambda: [nn.Flatten(), nn.Linear(72, 3), nn.BatchNorm1d(3)],
+    "linear on rows": lambda: [nn.Linear(6, 4), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)],
+    "normalisation without parameters": lambda: [
+        nn.BatchNorm2d(2, affine=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(72, 3),
+    ],
+    "max-pooling, dilated": lambda: [nn.MaxPool2d(2, 1, dilation=3), nn.Flatten(), nn.Linear(18, 3)],
+    "dropout": lambda: [nn.Dropout2d(), nn.Flatten(), nn.Linear(72, 3), nn.Dropout()],
 }
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name):
-    assert 1e-3 < bounds(nn.Sequential(*MODULES[name])) < 20
+    assert 1e-3 < bounds(seeded(lambda: nn.Sequential(*MODULES[name]()))) < 20
 
 
 def test_lenet():
-    assert bounds(lenet(), (1, 28, 28), ("ibp", "crown-ibp")) > 0
+    assert bounds(seeded(lenet), (1, 28, 28), ("ibp", "crown-ibp")) > 0
 
 
 class Residual(nn.Module):
@@ -163,17 +177,15 @@ class Residual(nn.Module):
 
 
 def test_a_residual_network_with_silu_and_max_pooling():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Residual()
-    assert 1e-3 < bounds(model) < 1
+    assert 1e-3 < bounds(seeded(Residual)) < 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shortcut", ["pad", "conv"])
 def test_resnets(shortcut):
-    model = CifarResNet(8, shortcut=shortcut).double().eval()
-    network, x = RelaxedNetwork(model, (3, 8, 8)), torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    model = seeded(lambda: CifarResNet(8, shortcut=shortcut)).double().eval()
+    x = seeded(lambda: torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    network = RelaxedNetwork(model, (3, 8, 8))
     y = torch.tensor([3])
     logits = model(x)[0]
     exact = torch.stack([logits[3] - logits[k] for k in range(10) if k != 3])
@@ -214,37 +226,43 @@ class Noisy(nn.Module):
 
 REFUSED = {
     "LayerNorm": (
-        [nn.LayerNorm(6)],
+        lambda: [nn.LayerNorm(6)],
         r"model: 1 \(LayerNorm\): bounds do not go through it; expected Conv2d, Linear, .*ReLU and the activations",
     ),
-    "Softmax": ([nn.Softmax(1)], r"model: 1 \(Softmax\): bounds do not go through it"),
-    "softmax inside": ([nn.Sequential(Opaque())], r"model: 1.0 \(softmax\): bounds do not go through it"),
-    "ConvTranspose2d": ([nn.ConvTranspose2d(2, 2, 1)], r"model: 1 \(ConvTranspose2d\): bounds do not go through it"),
+    "Softmax": (lambda: [nn.Softmax(1)], r"model: 1 \(Softmax\): bounds do not go through it"),
+    "softmax inside": (lambda: [nn.Sequential(Opaque())], r"model: 1.0 \(softmax\): bounds do not go through it"),
+    "ConvTranspose2d": (
+        lambda: [nn.ConvTranspose2d(2, 2, 1)],
+        r"model: 1 \(ConvTranspose2d\): bounds do not go through it",
+    ),
     "reflection": (
-        [nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")],
+        lambda: [nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")],
         r"model: 1 \(Conv2d\): expected padding_mode 'zeros', got 'reflect'",
     ),
     "own forward": (
-        [OwnConv(2, 2, 1)],
+        lambda: [OwnConv(2, 2, 1)],
         r"model: 1 \(OwnConv\): bounds do not go through it|model: 1 \(conv2d\): bounds",
     ),
-    "branches": ([Branching()], r"model: torch.fx cannot follow the forward pass of Sequential, .*TraceError"),
+    "branches": (lambda: [Branching()], r"model: torch.fx cannot follow the forward pass of Sequential, .*TraceError"),
     "in place": (
-        [Overwriting()],
+        lambda: [Overwriting()],
         r"model: its layers, as torch.fx reads them, give other logits than its forward pass",
     ),
-    "indices": ([nn.MaxPool2d(2, return_indices=True)], r"model: "),
+    "indices": (lambda: [nn.MaxPool2d(2, return_indices=True)], r"model: "),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_name(name):
     layers, message = REFUSED[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Conv2d(2, 2, 1), *layers, nn.Flatten(), nn.LazyLinear(3))
+
+    def make():
+        model = nn.Sequential(nn.Conv2d(2, 2, 1), *layers(), nn.Flatten(), nn.LazyLinear(3))
         if name != "indices":
             model(torch.rand(2, *SHAPE))
+        return model
+
+    model = seeded(make)
     with pytest.raises(ModelError, match=message):
         RelaxedNetwork(model, SHAPE)
 
@@ -284,9 +302,7 @@ STEPS_REFUSED = {
 @pytest.mark.parametrize("name", STEPS_REFUSED)
 def test_steps_refused(name):
     step, message = STEPS_REFUSED[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Written(step, 36 if name == "chunks" else 72)
+    model = seeded(lambda: Written(step, 36 if name == "chunks" else 72))
     with pytest.raises(ModelError, match=message):
         RelaxedNetwork(model, SHAPE)
 
@@ -295,14 +311,15 @@ def test_hooks_are_refused():
     def make():
         return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
 
-    hooked, pruned, old = make(), make(), make()
+    hooked, pruned, old = (seeded(make) for _ in range(3))
     hooked[1].register_forward_hook(lambda module, args, output: output + 1)
     prune.l1_unstructured(pruned[0], "weight", amount=0.5)
-    old[2] = spectral_norm(old[2])
+    old[2] = seeded(lambda: spectral_norm(old[2]))
     for model, where in ((hooked, r"1 \(ReLU\)"), (pruned, r"0 \(Linear\)"), (old, r"2 \(Linear\)")):
         with pytest.raises(ModelError, match=rf"model: {where}: it has forward hooks, which bounds cannot see through"):
             RelaxedNetwork(model, (4,))
     prune.remove(pruned[0], "weight")
+    pruned[0].bias.data.fill_(1.0)
     assert bounds(pruned, (4,)) > 0
 
 

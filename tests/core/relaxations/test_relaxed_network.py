@@ -331,7 +331,7 @@ def test_running_statistics():
 
 
 def test_dropout_in_train_mode():
-    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 3)).double()
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 3))).double()
     network, region = RelaxedNetwork(model, (4,)), Region(images(3, (4,)), 0.1)
     with pytest.raises(
         ModelError, match=r"model: 2 \(Dropout\): bounds go through dropout in eval mode alone; it is in"
