@@ -13,7 +13,6 @@ from rs_plugins.core.architectures.normalise import Normalise
 from rs_plugins.core.relaxations.activations import Activation, activation_of
 from rs_plugins.core.relaxations.layers import (
     Affine,
-    Call,
     Combination,
     Concatenation,
     Convolution,
@@ -25,6 +24,7 @@ from rs_plugins.core.relaxations.layers import (
 )
 from rs_plugins.core.relaxations.linear import Kernel
 from rs_plugins.core.relaxations.normalising import BatchNormalisation, Normalisation
+from rs_plugins.core.relaxations.operands import Operand, Scale, Shift
 from rs_plugins.core.relaxations.pooling import MaxPool
 from rs_plugins.core.relaxations.tracing import IMAGES, Constant, Site, trace
 from rs_plugins.errors import ModelError
@@ -292,8 +292,8 @@ def _plus(site: Site, *, minus: bool) -> Read:
             raise site.refuse(f"expected two of the same shape, got {site.shape(first)} and {site.shape(second)}")
         return Sum(minus), (first, second)
     if site.is_moving(first):
-        return Diagonal(_Shift(_operand(site, second, first), -1.0 if minus else 1.0, False)), (first,)
-    return Diagonal(_Shift(_operand(site, first, second), 1.0, minus)), (second,)
+        return Diagonal(Shift(_operand(site, second, first), -1.0 if minus else 1.0, False)), (first,)
+    return Diagonal(Shift(_operand(site, first, second), 1.0, minus)), (second,)
 
 
 def _product(site: Site) -> Read:
@@ -301,18 +301,18 @@ def _product(site: Site) -> Read:
     if site.is_moving(first) and site.is_moving(second):
         raise site.refuse("expected a constant factor, got two that depend on the input")
     moving, constant = (first, second) if site.is_moving(first) else (second, first)
-    return Diagonal(_Scale(_operand(site, constant, moving), False)), (moving,)
+    return Diagonal(Scale(_operand(site, constant, moving), False)), (moving,)
 
 
 def _quotient(site: Site) -> Read:
     first, second = _two(site)
     if site.is_moving(second):
         raise site.refuse("expected a constant divisor, got one that depends on the input")
-    return Diagonal(_Scale(_operand(site, second, first), True)), (first,)
+    return Diagonal(Scale(_operand(site, second, first), True)), (first,)
 
 
 def _negative(site: Site) -> Read:
-    return Diagonal(_Scale(_Operand(-1.0, 0), False)), _one(site)
+    return Diagonal(Scale(Operand(-1.0, 0), False)), _one(site)
 
 
 def _concatenation(site: Site) -> Read:
@@ -323,40 +323,6 @@ def _concatenation(site: Site) -> Read:
     return Concatenation(dim, tuple(site.values[part].shape[dim] for part in parts)), tuple(parts)
 
 
-@dataclass(frozen=True)
-class _Operand:
-    """A number, or a tensor of the model that fits a node of ``ndim`` dimensions."""
-
-    source: float | str
-    ndim: int
-
-    def __call__(self, call: Call) -> Tensor:
-        if not isinstance(self.source, str):
-            return call.like.new_tensor(self.source)
-        value = call.constants[self.source].to(call.like)
-        return value.squeeze(0) if value.ndim > self.ndim else value
-
-
-@dataclass(frozen=True)
-class _Shift:
-    operand: _Operand
-    sign: float
-    turned: bool  # constant - z
-
-    def __call__(self, call: Call) -> tuple[Tensor | None, Tensor | None]:
-        return (call.like.new_tensor(-1.0) if self.turned else None), self.sign * self.operand(call)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    operand: _Operand
-    divide: bool
-
-    def __call__(self, call: Call) -> tuple[Tensor | None, Tensor | None]:
-        value = self.operand(call)
-        return (1 / value if self.divide else value), None
-
-
 def _two(site: Site) -> tuple[Any, Any]:
     options = {name: value for name, value in site.kwargs.items() if name not in ("input", "other")}
     if options and options != {"alpha": 1}:
@@ -365,15 +331,15 @@ def _two(site: Site) -> tuple[Any, Any]:
     return first, second
 
 
-def _operand(site: Site, constant: Any, moving: fx.Node) -> _Operand:
+def _operand(site: Site, constant: Any, moving: fx.Node) -> Operand:
     ndim = len(site.shape())
     if isinstance(constant, int | float):
-        return _Operand(float(constant), 0)
+        return Operand(float(constant), 0)
     value = site.values[constant]
     if site.shape() != site.shape(moving) or value.ndim > ndim + 1 or (value.ndim == ndim + 1 and len(value) != 1):
         got = f"a constant of shape {tuple(value.shape)} beside (n, *{site.shape(moving)})"
         raise site.refuse(f"expected a constant that is the same for all images and keeps the shape, got {got}")
-    return _Operand(constant.name, ndim)
+    return Operand(constant.name, ndim)
 
 
 def _called_with(site: Site, options: Callable[..., Any], *, first: bool = False) -> Any:
