@@ -89,7 +89,7 @@ def test_between_crown_and_what_is_found_in_the_region(name, intermediate):
     network, region, y, _ = example(name, 0.12)
     crown = network.margins(region, y)
     alpha = network.alpha_margins(region, y, intermediate=intermediate)
-    assert (alpha >= crown).all()
+    assert (alpha >= crown - 1e-12).all()
     assert alpha.mean() > crown.mean() + 1e-4
     assert (alpha <= sampled(network, region, y) + 1e-12).all()
     assert not alpha.requires_grad
@@ -129,7 +129,7 @@ def test_below_the_exact_minimum(seed):
     crown = float(network.margins(region, y).detach())
     for intermediate in (False, True):
         alpha = float(network.alpha_margins(region, y, steps=30, intermediate=intermediate))
-        assert crown <= alpha <= exact + 1e-9
+        assert crown - 1e-12 <= alpha <= exact + 1e-9
 
 
 def test_better_bounds_before_activations_help():
@@ -173,10 +173,10 @@ def test_no_clamp_in_the_graph(intermediate, monkeypatch):
 def test_more_steps_are_no_worse_and_start_at_what_is_asked_for():
     network, region, y, _ = example("dense", 0.1)
     few, many = (network.alpha_margins(region, y, steps=steps) for steps in (1, 15))
-    assert (many >= few).all()
+    assert (many >= few - 1e-12).all()
     assert many.mean() > few.mean()
     parallel = network.alpha_margins(region, y, steps=1, lower_slope="parallel")
-    assert (parallel >= network.margins(region, y, lower_slope="parallel")).all()
+    assert (parallel >= network.margins(region, y, lower_slope="parallel") - 1e-12).all()
     assert not torch.equal(parallel, few)
     assert not torch.equal(network.alpha_margins(region, y, steps=1, lr=0.5), network.alpha_margins(region, y, steps=1))
     torch.testing.assert_close(network.alpha_margins(region, y, chunk=7), network.alpha_margins(region, y))
