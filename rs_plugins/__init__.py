@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rs_plugins.core.plans.at_radius import AtRadius as AtRadius
     from rs_plugins.core.plans.fixed_budget import FixedBudget as FixedBudget
     from rs_plugins.core.plans.on_grid import OnGrid as OnGrid
+    from rs_plugins.core.relaxations.certifying import certify_bounds as certify_bounds
     from rs_plugins.core.smoothing import SmoothedModel as SmoothedModel
     from rs_plugins.core.training.trained import load_trained as load_trained
     from rs_plugins_art.black_box import SmoothedBlackBox as SmoothedBlackBox
@@ -72,6 +73,7 @@ _HOME = {
     "activated": "rs_plugins.activation",
     "adapt": "rs_plugins.core.certifying_adapters.design",
     "certify": "rs_plugins.core.certification",
+    "certify_bounds": "rs_plugins.core.relaxations.certifying",
     "deactivate": "rs_plugins.activation",
     "evaluate_attack": "rs_plugins.core.attack_evaluation",
     "load_trained": "rs_plugins.core.training.trained",

@@ -24,9 +24,14 @@ def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     attacked = lines.index(next(line for line in lines if line.startswith("turned by")))
     assert attacked == 2 + 20
-    table = lines[attacked + 1 : -26]
+    table = lines[attacked + 1 : -29]
     assert any(line.startswith("attack success") for line in table)
     assert [line.split()[0] for line in table[1:5]] == ["correct", "abstained", "wrong", "mean"]
+    plain, certified = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[-27:-25])
+    assert lines[-27].startswith("plain: right, and proved so")
+    assert certified >= plain + 10
+    assert {"verified", "falsified"} <= set(re.findall(r"\w+", lines[-25]))
+    del lines[-27:-24]
     bare, adapted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[-26:-24])
     assert lines[-26].startswith("bare: right and certified at 0.5")
     assert adapted >= bare + 5

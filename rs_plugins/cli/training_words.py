@@ -86,6 +86,7 @@ def next_command(out: Path, recipe: "Recipe", options: Mapping[str, Any]) -> str
 
     data = options["validation"] or (options["data"] if has_parts(options["data"]) else "FORMAT:PLACE")
     trust = ["--trust-model"] if ":" in recipe.architecture else []
-    bounds = ["--bounds", "crown", "--eps", "EPS"] if recipe.sigma is None else []
+    eps = getattr(recipe.objective(), "eps", None)
+    bounds = ["--bounds", "crown", "--eps", "EPS" if eps is None else f"{eps:g}"] if recipe.sigma is None else []
     files = ["--data", data, "--out", str(out / "certified.tsv")]
     return shlex.join(["rs-plugins", "certify", *bounds, "--model", str(out), *trust, *files])
