@@ -10,22 +10,23 @@ from rs_plugins.core.relaxations.regions import Region
 from rs_plugins.core.training.eps_schedule import clean_weight
 from rs_plugins.core.training.losses import check_range
 from rs_plugins.core.training.warmup_regulariser import input_radius, warmup_regulariser
-from rs_plugins.core.training.weight_noise import weighted_layers
+from rs_plugins.core.training.weight_noise import Weighted
 
 
 class CertifiedLoss(nn.Module):
     """kappa·CE(f(x), y) + (1 - kappa)·L_cert + l1·Σ|W| + regulariser·(1 - share)·R, a function of the weights.
 
     share is the part of the radius that has been reached, kappa = 1 - w_rob·share. L_cert is `certified_cross_entropy`
-    of margins over all images within the radius in l-infinity, Σ|W| `absolute_weights`, R `warmup_regulariser`. Batch
-    normalisation in train mode takes the statistics of the clean batch, also for the bounds.
+    of margins over all images within the radius in l-infinity, Σ|W| `absolute_weights`, R `warmup_regulariser`, which
+    is left out as long as the radius is 0. Batch normalisation in train mode takes the statistics of the clean batch,
+    also for the bounds.
 
     Args:
         network: The network.
         bound: ``"ibp"``, ``"crown-ibp"`` or ``"crown"``.
         w_rob: Weight of the certified loss at the whole radius, in [0, 1].
         l1: Weight of the absolute weights.
-        regulariser: Weight of the regulariser while there is no radius yet.
+        regulariser: Weight of the regulariser at the beginning of the ramp.
         lower_slope: Of ReLU, as `RelaxedNetwork.margins` has it.
     """
 
@@ -63,7 +64,7 @@ class CertifiedLoss(nn.Module):
             with batch_statistics(model) as statistics:
                 logits = self.network.logits(x)
             total = kappa * cross_entropy(logits, y)
-        strength, intervals = self.regulariser * (1 - share), None
+        strength, intervals = self.regulariser * (1 - share) if eps else 0.0, None
         if strength:
             intervals = self.network.intervals(region, statistics)
             total = total + strength * warmup_regulariser(intervals.values(), input_radius(model, region))
@@ -103,5 +104,10 @@ def certified_cross_entropy(margins: Tensor) -> Tensor:
 
 
 def absolute_weights(model: nn.Module) -> Tensor:
-    """Return Σ|W| over linear and convolutional layers, without biases and batch normalisation."""
-    return torch.stack([layer.weight.abs().sum() for layer in weighted_layers(model)]).sum()
+    """Return Σ|W| over linear and convolutional layers, without biases and batch normalisation.
+
+    A weight that is computed of others (``torch.nn.utils.parametrize``) counts as it is used, one that layers share
+    counts once.
+    """
+    weights = {id(weight): weight for weight in [part.weight for part in model.modules() if isinstance(part, Weighted)]}
+    return torch.stack([weight.abs().sum() for weight in weights.values()]).sum() if weights else torch.zeros(())

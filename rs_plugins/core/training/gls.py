@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count, check_labels, check_nonnegative, check_positive
 from rs_plugins.core.relaxations.network import LowerSlope, Method, RelaxedNetwork
+from rs_plugins.core.relaxations.precision import full_precision
 from rs_plugins.core.relaxations.regions import Region
 from rs_plugins.core.relaxations.slack import slack
 from rs_plugins.core.training.certified_loss import CertifiedLoss
@@ -56,7 +57,8 @@ class Gls:
     alone (`PGPE`). PGPE is for small networks and begins best at weights that are trained already, such as those of
     certified training with intervals (`rs-plugins train --weights`).
 
-    With several processes batch statistics and the regulariser, which looks at all images of a batch, are those of each
+    Under autocast the bounds of training are as rough as its type; those of `validate` have all digits. With several
+    processes batch statistics and the regulariser, which looks at all images of a batch, are those of each
     process's images.
 
     Args:
@@ -77,8 +79,9 @@ class Gls:
         decay: In how many epochs it does, 0 at once; together with ``sigma_w_end``.
         w_rob: Weight of the certified loss at the end of the ramp, in [0, 1].
         l1: Weight of the sum of absolute weights of linear and convolutional layers (the papers' lambda_1).
-        regulariser: Weight of the warm-up regulariser of Shi et al. (2021); it falls to 0 along the ramp.
-        ramp_start: After how many epochs the ramp begins.
+        regulariser: Weight of the warm-up regulariser of Shi et al. (2021) at the beginning of the ramp; it falls to 0
+            along it, and before there is none.
+        ramp_start: After how many epochs, of clean images alone, the ramp begins.
         ramp: How many it takes; 0: the radius is ``eps`` at once.
         ramp_shape: ``"smooth"`` or ``"linear"``.
         lower_slope: Of the lower line of ReLU in CROWN: ``"adaptive"``, 0 or 1, or ``"parallel"`` to the upper one,
@@ -163,11 +166,16 @@ class Gls:
     def validate(self, model: nn.Module, x: Tensor, y: Tensor) -> int:
         """Return how many of the images ``x`` with labels ``y`` the bound proves to be right within ``eps``.
 
-        ``model`` is in eval mode.
+        ``model`` is in eval mode. Margins are in the type of ``x``, with all its digits, and count if they are above
+        its `slack`: in half precision none does.
+
+        Raises:
+            InputError: As `full_precision`.
         """
         network = self._read(model, tuple(x.shape[1:]))
-        margins = network.margins(Region(x, self.eps), y, method=self.bound, lower_slope=self.lower_slope)
-        return int((margins > slack(margins)).all(dim=1).sum())
+        with full_precision(x.device, x.dtype):
+            margins = network.margins(Region(x, self.eps), y, method=self.bound, lower_slope=self.lower_slope)
+            return int((margins > slack(margins)).all(dim=1).sum())
 
     def state_dict(self) -> Tensors:
         """Return what must be kept between steps to go on: the adapted standard deviations, else nothing."""

@@ -32,7 +32,8 @@ def deviations(loss: nn.Module, sigma_w: float, mode: NoiseMode) -> Tensors:
         loss: Whose parameters they are; those that are frozen get none.
         sigma_w: How much noise there is.
         mode: ``"relative"``: sigma_w · std(W) for each weight W of a linear or convolutional layer, std over its
-            entries, and nothing for biases and all else. ``"fixed"``: sigma_w for each entry of each parameter.
+            entries, and nothing for biases and all else, such as what parametrised weights are computed of.
+            ``"fixed"``: sigma_w for each entry of each parameter.
 
     Raises:
         InputError: If no parameter would get noise.

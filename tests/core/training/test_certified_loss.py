@@ -135,10 +135,11 @@ def test_the_regulariser_is_gone_at_the_end_of_the_ramp():
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_before_the_ramp_it_is_the_clean_loss(bound):
+def test_before_the_ramp_it_is_the_clean_loss_without_a_regulariser(bound):
     (x, y), model = images(), normalised()
-    found = loss(model, bound=bound, regulariser=0)(x, y, 0.0, 0.0)
+    found = loss(model, bound=bound, regulariser=5.0)(x, y, 0.0, 0.0)
     assert found.item() == pytest.approx(cross_entropy(model(x), y).item(), rel=1e-12)
+    assert loss(model, bound=bound, regulariser=5.0)(x, y, 1e-9, 0.0) > found + 0.1
 
 
 def test_absolute_weights_are_those_of_linear_layers_and_convolutions():
@@ -150,6 +151,20 @@ def test_absolute_weights_are_those_of_linear_layers_and_convolutions():
     x, y = images()
     found = [loss(model, l1=weight)(x, y, 0.01).item() for weight in (0.0, 0.5)]
     assert found[1] - found[0] == pytest.approx(0.5 * expected)
+
+
+def test_absolute_weights_are_those_that_are_used_and_shared_ones_count_once():
+    model = nn.Sequential(nn.Flatten(), *(nn.Linear(4, 4) for _ in range(3)), nn.ReLU(), nn.Linear(4, 3)).double()
+    model[2].weight = model[1].weight
+    nn.utils.parametrizations.weight_norm(model[3])
+    expected = sum(model[place].weight.abs().sum().item() for place in (1, 3, 5))
+    found = absolute_weights(model)
+    assert found.item() == pytest.approx(expected)
+    found.backward()
+    assert model[3].parametrizations.weight.original1.grad.abs().sum() > 0
+    nn.utils.parametrizations.weight_norm(model[1]), nn.utils.parametrizations.weight_norm(model[5])
+    assert loss(model, (1, 2, 2), l1=0.5)(*images(shape=(1, 2, 2)), 0.01).isfinite()
+    assert absolute_weights(nn.Flatten()) == 0
 
 
 def test_better_bounds_have_a_smaller_loss_and_the_lower_slope_counts():

@@ -277,6 +277,21 @@ def test_validation_counts_images_whose_margins_are_positive(bound):
     assert Gls(0.005).figure == "certified accuracy"
 
 
+def test_validation_takes_all_digits_and_proves_nothing_in_half_precision(monkeypatch):
+    source = torch.Generator().manual_seed(1)
+    x, model = torch.rand(60, 1, 6, 6, generator=source), network().eval()
+    y = model(x).argmax(dim=1)
+    objective, margins = Gls(0.005), []
+    expected, network_read = objective.validate(model, x, y), objective._read(model, (1, 6, 6))
+    read = network_read.margins
+    monkeypatch.setattr(network_read, "margins", lambda *args, **how: margins.append(read(*args, **how)) or margins[-1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert objective.validate(model, x, y) == expected > 0
+    (found,) = margins
+    assert torch.equal(found, read(Region(x, 0.005), y, method="crown-ibp", lower_slope="adaptive"))
+    assert Gls(0.005).validate(model.bfloat16(), x.bfloat16(), y) == 0
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
