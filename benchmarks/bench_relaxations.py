@@ -37,18 +37,22 @@ METHODS = ("ibp", "crown-ibp", "crown")
 
 
 class Case(NamedTuple):
-    """A network, a radius, and how many images make a batch: those of the figures that we compare with."""
+    """A network, a radius, how many images make a batch, and what the network's numbers of channels are multiplied by.
+
+    The first three are those of the figures that we compare with.
+    """
 
     network: str
     eps: float
     batch: int
+    width: float = 1.0
 
 
 CASES = (
     Case("cnn3", 0.1, 16),
     Case("cnn3", 0.02, 16),
     Case("cnn5", 0.02, 4),
-    Case("cnn7", 2 / 255, 2),
+    Case("cnn7", 2 / 255, 2, 0.25),
 )
 
 
@@ -94,7 +98,7 @@ def measured(
 ) -> dict[str, Figures]:
     """Return the figures of each method; the plain forward pass is one of them, with the margins at the image."""
     data = data_of(case)
-    network = make_network(case.network, classes=10, channels=data.shape[0], size=data.shape[1])
+    network = make_network(case.network, classes=10, channels=data.shape[0], size=data.shape[1], width=case.width)
     if weights is not None:
         from rs_plugins.core.checkpoints import load_weights
 
@@ -239,7 +243,8 @@ def table(case: Case, found: dict[str, Figures]) -> str:
         for name, row in found.items()
     ]
     head = ["method", "mean margin", "ms/image", "/ IBP", "/ forward", "both / IBP", "both / forward"]
-    return f"{case.network}, eps {case.eps:.4g}, batch of {case.batch}\n{as_text([head, *rows])}\n"
+    narrow = "" if case.width == 1 else f" at {case.width:g} of its width"
+    return f"{case.network}{narrow}, eps {case.eps:.4g}, batch of {case.batch}\n{as_text([head, *rows])}\n"
 
 
 def write(out: Path, found: dict[Case, dict[str, Figures]], made: dict[str, Any]) -> None:
