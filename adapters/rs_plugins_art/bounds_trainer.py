@@ -1,7 +1,7 @@
 """Certified training with relaxations as an ART trainer, with the words of ART's trainer for interval bounds."""
 
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -120,8 +120,10 @@ class GlsTrainer(LoopTrainer):
         super().__init__(classifier, _bounded(classifier, seed), parts)
         self.nb_epochs = check_count(nb_epochs, "nb_epochs", least=0)
         self.batch_size = check_count(batch_size, "batch_size")
-        self.loss_weighting = WEIGHT if loss_weighting is None else loss_weighting
+        self.loss_weighting = WEIGHT if loss_weighting is None else _weight(loss_weighting)
         self._ramp = _ramp(ramp, use_certification_schedule, use_loss_weighting_schedule)
+        if method not in get_args(Method):  # which Gls would call bound, and that is the radius here
+            raise InputError(f"method: expected one of {', '.join(map(repr, get_args(Method)))}, got {method!r}")
         own = {"eps": _radius(bound, eps), "bound": method, "gradient": gradient, "ramp_shape": ramp_shape}
         self._options: dict[str, Any] = options | own
         self._objective = self._make(self.nb_epochs)  # which checks the options
@@ -166,7 +168,8 @@ class GlsTrainer(LoopTrainer):
             verbose: Whether to show a progress bar.
             validation_data: Images and labels by which each epoch is judged.
             drop_last: Whether to leave out an incomplete last batch.
-            first_epoch: The number of the first epoch, by which the ramp goes; 0 for a training that begins.
+            first_epoch: The number of the first epoch, by which the ramp goes; 0 for a training that begins. Who
+                trains epoch by epoch gives the trainer a ``ramp``, as 30 % are of ``first_epoch`` + ``nb_epochs``.
 
         Raises:
             InputError: If an argument has an impossible value, or there is no optimiser.
@@ -205,7 +208,8 @@ class GlsTrainer(LoopTrainer):
             nb_epochs: Passes over the data; the trainer's if not given.
             validation_data: Images and labels by which each epoch is judged.
             scheduler: Anything with a method ``step``, called after each epoch.
-            first_epoch: The number of the first epoch, by which the ramp goes; 0 for a training that begins.
+            first_epoch: The number of the first epoch, by which the ramp goes; 0 for a training that begins. Who
+                trains epoch by epoch gives the trainer a ``ramp``, as 30 % are of ``first_epoch`` + ``nb_epochs``.
             training_mode: Whether the model is in train mode meanwhile.
             verbose: Whether to show a progress bar.
 
@@ -276,6 +280,17 @@ def _radius(bound: float | None, eps: float | None) -> float:
     if bound is not None:
         return check_positive(bound, "bound")
     return EPS if eps is None else check_positive(eps, "eps")
+
+
+def _weight(loss_weighting: float) -> float:
+    """Return the weight of the certified loss.
+
+    Raises:
+        InputError: If it is not in [0, 1].
+    """
+    if check_nonnegative(loss_weighting, "loss_weighting") > 1:
+        raise InputError(f"loss_weighting: expected a number in [0, 1], got {loss_weighting}")
+    return loss_weighting
 
 
 def _ramp(ramp: float | None, radius_grows: bool, weight_grows: bool | None) -> float | None:

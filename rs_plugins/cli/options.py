@@ -93,7 +93,10 @@ def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
         raise InputError(f"sigma: expected --sigma beside {target}, got none; only a folder of a trained model says it")
     network, sigma = load_any_network(options)
     if sigma is None:
-        raise InputError(f"sigma: the network in {target} was trained without noise; expected --sigma")
+        raise InputError(
+            f"sigma: the network in {target} was trained without noise; expected --sigma, or "
+            "certify --bounds NAME --eps R, which does without"
+        )
     return network, sigma
 
 

@@ -68,7 +68,7 @@ def test_a_network_is_trained_without_noise_and_certified():
         rf"2 +\S+ +{shares[1]}  0.005 +\d+\.\d\n"
         r"the network of epoch \d, certified accuracy \d+\.\d%\n\n"
         r"  run/model.safetensors\n  run/model.json\n  run/history.csv\n  run/training.png\n\n"
-        r"next: (rs-plugins certify --bounds crown --eps EPS --model run --data npz:watched.npz --out .*tsv)\n"
+        r"next: (rs-plugins certify --bounds crown --eps 0.00784314 --model run --data npz:watched.npz --out .*tsv)\n"
     )
     found = re.fullmatch(pattern, result.stdout)
     assert found, result.stdout
@@ -81,14 +81,17 @@ def test_a_network_is_trained_without_noise_and_certified():
     assert record["chosen_certified_accuracy"] == max(float(line.split(",")[2]) for line in lines[1:])
     named = {"initial": "ibp", "lr_warmup": 1, "lr_milestones": [1, 2], "gradient_clip": 10.0}
     assert named.items() <= record.items()
-    certify = shlex.split(found[1].replace("EPS", "1/255"))[1:]
+    certify = shlex.split(found[1])[1:]
     done = invoke(shlex.join(certify), "--device", "cpu")
     assert done.exit_code == 0, done.output
     for verb in ("certify --model run --data npz:watched.npz --out by_votes.tsv", "attack --model run --data npz:x"):
         refused = invoke(verb)
         assert refused.exit_code != 0
         if verb.startswith("certify"):
-            assert refused.output == ("Error: sigma: the network in run was trained without noise; expected --sigma\n")
+            assert refused.output == (
+                "Error: sigma: the network in run was trained without noise; expected --sigma, or "
+                "certify --bounds NAME --eps R, which does without\n"
+            )
     by_votes = (
         "certify --model run --data npz:watched.npz --out by_votes.tsv --sigma 0.1 --plan fixed:n=100 --device cpu"
     )

@@ -258,7 +258,8 @@ WRONG = {
     "eps of 255": ({"bound": 8}, "eps: expected a radius in pixels of .* divide by 255"),
     "epochs": ({"nb_epochs": -1}, "nb_epochs: expected an integer >= 0, got -1"),
     "batch": ({"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
-    "weight": ({"loss_weighting": 2}, r"w_rob: expected a number in \[0, 1\], got 2"),
+    "weight": ({"loss_weighting": 2}, r"loss_weighting: expected a number in \[0, 1\], got 2"),
+    "negative weight": ({"loss_weighting": "a"}, "loss_weighting: expected a finite number >= 0, got 'a'"),
     "schedule": (
         {"certification_schedule": Steps()},
         "certification_schedule: expected None, .* ramp and ramp_shape",
@@ -273,7 +274,7 @@ WRONG = {
     "ramp without": ({"use_certification_schedule": False, "ramp": 2}, "ramp: expected None without .* got 2"),
     "no flag": ({"use_certification_schedule": 3}, "use_certification_schedule: expected True or False, got 3"),
     "ramp": ({"ramp": -1}, "ramp: expected a finite number >= 0, got -1"),
-    "method": ({"method": "sdp"}, "bound: expected one of 'ibp', 'crown-ibp', 'crown', got 'sdp'"),
+    "method": ({"method": "sdp"}, "^method: expected one of 'ibp', 'crown-ibp', 'crown', got 'sdp'"),
     "gradient": ({"gradient": "sgd"}, "gradient: expected one of 'plain', 'rgs', 'pgpe', got 'sgd'"),
     "idle": ({"gradient": "plain", "draws": 4}, "draws: only for the gradient 'rgs', got 4 with 'plain'"),
     "parts": ({"parts": 0}, "parts: expected an integer >= 1, got 0"),

@@ -7,7 +7,7 @@ from torch import nn
 
 from rs_plugins.core.checks import check_seed
 from rs_plugins.core.streams import stream
-from rs_plugins.core.training.weight_noise import weighted_layers
+from rs_plugins.core.training.weight_noise import Weighted, weighted_layers
 from rs_plugins.errors import InputError
 
 
@@ -24,9 +24,12 @@ def ibp_initial(model: nn.Module, *, seed: int = 0) -> nn.Module:
         seed: Of the weights, which are the same on every device.
 
     Raises:
-        InputError: If ``model`` has fewer than two such layers.
+        InputError: If ``model`` has fewer than two such layers, or the weight of one is computed of others.
     """
     seed, layers = check_seed(seed), weighted_layers(model)
+    computed = [name for name, part in model.named_modules() if isinstance(part, Weighted) and part not in layers]
+    if computed:
+        raise InputError(f"model: expected weights to draw, got {computed[0]}, whose weight is computed of others")
     if len(layers) < 2:
         raise InputError(f"model: expected at least two linear or convolutional layers, got {len(layers)}")
     for index, layer in enumerate(layers[:-1]):

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -21,6 +22,7 @@ from rs_plugins.core.models import device_and_dtype, digest, probe, without_addr
 from rs_plugins.core.training.augmentation import crop_and_flip
 from rs_plugins.core.training.batches import Batches, Source, Step, data_set
 from rs_plugins.core.training.best import BestNetworks, best_of
+from rs_plugins.core.training.eps_schedule import SmoothEps
 from rs_plugins.core.training.fabric import Precision, launched_fabric
 from rs_plugins.core.training.folder import Epoch, Progress, TrainingFolder, checkpoints_in, load_checkpoint
 from rs_plugins.core.training.loop import check_finite, minimise
@@ -29,7 +31,7 @@ from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.stopping import Stop, stop_noted
 from rs_plugins.core.training.trained import check_network
 from rs_plugins.core.training.validation import figure_of, measured
-from rs_plugins.errors import DivergedError, InputError
+from rs_plugins.errors import DivergedError, InputError, RSPluginsWarning
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -93,6 +95,9 @@ def train_data_set(
     Returns:
         What is known of each epoch.
 
+    Warns:
+        RSPluginsWarning: If the ramp of a certified training is longer than the training.
+
     Raises:
         InputError: If an argument has an impossible value.
         ModelError: If the model cannot be run on the images or has fewer outputs than there are classes.
@@ -149,6 +154,8 @@ def train_data_set(
         record=record,
         start=start,
     )
+    if fabric.is_global_zero:
+        _warn_of_a_long_ramp(recipe)
     with run.kept if fabric.is_global_zero else nullcontext():
         fabric.barrier()  # the others read what the first one has found fit
         return run.go_on(after_epoch, progress=progress and fabric.is_global_zero)
@@ -255,6 +262,18 @@ def _check_images(model: nn.Module, *sets: DataSet) -> None:
     device, dtype = device_and_dtype(model)
     for data in sets:
         check_classes(probe(model, data.read([0]).to(device, dtype)), data)
+
+
+def _warn_of_a_long_ramp(recipe: Recipe) -> None:
+    schedule = getattr(recipe.objective(), "schedule", None)
+    if isinstance(schedule, SmoothEps) and 0 < recipe.epochs < schedule.end:
+        reached = schedule(recipe.epochs)
+        warnings.warn(
+            f"ramp: it ends after {schedule.end:g} epochs, and there are {recipe.epochs}, in which the radius gets to "
+            f"{reached:.3g} of {schedule.eps:.3g}; take fewer epochs for ramp_start and ramp, or train for more",
+            RSPluginsWarning,
+            stacklevel=3,
+        )
 
 
 def _account(recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rs_plugins.core.training.folder import checkpoints_in
 from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.trained import load_trained
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsWarning
 
 SOURCE = np.random.default_rng(0)
 IMAGES = SOURCE.random((24, 1, 4, 4)).astype("float32")
@@ -81,6 +81,15 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, options):
     assert equal(found, weights)
     assert again == history
     assert {epoch.figure for epoch in history} == {"certified accuracy"}
+
+
+def test_a_ramp_that_is_longer_than_the_training_is_told(tmp_path):
+    message = r"ramp: it ends after 6 epochs, and there are 3, in which the radius gets to 0\.005 of 0\.02; take fewer"
+    long = recipe(gradient="plain", ramp_start=2.0, ramp=4.0, ramp_shape="linear")
+    with pytest.warns(RSPluginsWarning, match=message):
+        train(tmp_path / "long", long)
+    train(tmp_path / "none", replace(long, epochs=0))
+    train(tmp_path / "just", recipe(gradient="plain", ramp_start=1.0, ramp=2.0))
 
 
 def test_the_state_is_in_the_checkpoint(tmp_path):

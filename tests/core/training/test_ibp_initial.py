@@ -64,5 +64,9 @@ def test_precision_and_what_asks_for_a_gradient_stay():
 def test_what_cannot_be_done_is_refused():
     with pytest.raises(InputError, match="model: expected at least two linear or convolutional layers, got 1"):
         ibp_initial(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    computed = network()
+    nn.utils.parametrizations.weight_norm(computed[5])
+    with pytest.raises(InputError, match="model: expected weights to draw, got 5, whose weight is computed of others"):
+        ibp_initial(computed)
     with pytest.raises(InputError, match=r"seed: expected an integer or None, got 0\.5"):
         ibp_initial(network(), seed=0.5)
