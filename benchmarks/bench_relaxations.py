@@ -137,7 +137,7 @@ def ours(network: nn.Module, x: Tensor, y: Tensor, eps: float, alpha_steps: int)
     def plain(gradient: bool) -> Tensor:
         with torch.set_grad_enabled(gradient):
             logits = network(x)
-            return logits.gather(1, y[:, None]) - logits
+            return rivals(logits.gather(1, y[:, None]) - logits, y[:, None])
 
     def bounds(method: str) -> Call:
         def margins(gradient: bool) -> Tensor:
