@@ -12,18 +12,30 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CAP = (0.0, 6.0)  # the ends of ReLU6, which is a hardtanh
-RELU_NAMES: dict[Any, str] = {
-    functional.relu: "torch.nn.functional.relu",
-    functional.relu6: "torch.nn.functional.relu6",
-    functional.hardtanh: "torch.nn.functional.hardtanh(0, 6)",
-    functional.hardtanh_: "torch.nn.functional.hardtanh_(0, 6)",
-    torch.relu: "torch.relu",
-    torch.relu_: "torch.relu_",
-    torch.Tensor.relu: "Tensor.relu",
-    torch.Tensor.relu_: "Tensor.relu_",
-    "relu": "Tensor.relu",  # the names that torch.fx has for methods
-    "relu_": "Tensor.relu_",
+
+
+class _Function(NamedTuple):
+    """A function that is ReLU, or may be: its name, whether it works in place, what follows its first argument."""
+
+    name: str
+    in_place: bool = False
+    options: tuple[str, ...] = ("inplace",)
+
+
+_ENDS = ("min_val", "max_val", "inplace")
+RELU: dict[Any, _Function] = {
+    functional.relu: _Function("torch.nn.functional.relu"),
+    functional.relu6: _Function("torch.nn.functional.relu6"),
+    functional.hardtanh: _Function("torch.nn.functional.hardtanh(0, 6)", False, _ENDS),
+    functional.hardtanh_: _Function("torch.nn.functional.hardtanh_(0, 6)", True, _ENDS),
+    torch.relu: _Function("torch.relu"),
+    torch.relu_: _Function("torch.relu_", True),
+    torch.Tensor.relu: _Function("Tensor.relu"),
+    torch.Tensor.relu_: _Function("Tensor.relu_", True),
+    "relu": _Function("Tensor.relu"),  # the names that torch.fx has for methods
+    "relu_": _Function("Tensor.relu_", True),
 }
+_CAPPED_NAMES = [known.name for known in RELU.values() if "6" in known.name]
 _FUSED_NAMES: dict[Any, str] = {torch.rnn_relu: "torch.rnn_relu", torch.rnn_relu_cell: "torch.rnn_relu_cell"}
 _SECOND = {  # of functions that may be ReLU: what their second argument is called
     "clamp": "min",
@@ -69,27 +81,22 @@ def is_capped(module: object) -> bool:
 
 def is_capped_name(name: str) -> bool:
     """Return whether the function of that name, as `ReluCall` has it, is ReLU6."""
-    return "6" in name
+    return name in _CAPPED_NAMES
 
 
 def relu_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ReluCall | None:
     """Return what a call of a function, or of the method of that name, has to do with ReLU; None if nothing."""
-    name = RELU_NAMES.get(function) if isinstance(function, str) or callable(function) else None
-    if name is None:
+    known = RELU.get(function)
+    if known is None:
         return None
-    rest = dict(zip(("input", *_OPTIONS.get(function, ("inplace",))), args, strict=False)) | dict(kwargs)
-    if "hardtanh" in name and (rest.get("min_val", -1), rest.get("max_val", 1)) != CAP:
+    given = dict(zip(("input", *known.options), args, strict=False))
+    given.update(kwargs)
+    if known.options == _ENDS and (given.get("min_val", -1), given.get("max_val", 1)) != CAP:
         return None
-    operand = rest.get("input", rest.get("self"))
+    operand = given["input"]
     if isinstance(operand, Tensor) and not operand.is_floating_point():
         return None
-    in_place = bool(rest.get("inplace")) or getattr(function, "__name__", str(function)).endswith("_")
-    return ReluCall(operand, name, in_place, is_capped_name(name))
-
-
-_OPTIONS: dict[Any, tuple[str, ...]] = dict.fromkeys(
-    (functional.hardtanh, functional.hardtanh_), ("min_val", "max_val", "inplace")
-)
+    return ReluCall(operand, known.name, known.in_place or bool(given.get("inplace")), is_capped_name(known.name))
 
 
 def look_alike(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from rs_plugins.core.activation_replacement.calls import RELU_NAMES, is_relu, relu_call
+from rs_plugins.core.activation_replacement.calls import RELU, is_relu, relu_call
 from rs_plugins.core.activation_replacement.running import outputs, same
 from rs_plugins.core.activation_replacement.surgery import Replacements, put
 from rs_plugins.core.activations import ParametricSoftplus, SmoothReLU
@@ -155,7 +155,7 @@ def _inside(path: str) -> str:
 def _is_site(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
         return is_relu(model.get_submodule(str(node.target)))
-    calls = node.op in ("call_function", "call_method") and node.target in RELU_NAMES
+    calls = node.op in ("call_function", "call_method") and node.target in RELU
     return calls and relu_call(node.target, node.args, node.kwargs) is not None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from rs_plugins.core.activation_replacement.calls import RELU_NAMES, is_capped, is_relu
+from rs_plugins.core.activation_replacement.calls import RELU, is_capped, is_relu
 
 _TRANSFORMERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
@@ -100,7 +100,7 @@ def put(model: nn.Module, instead: dict[int, nn.Module]) -> None:
 
 def _renew_transformer(layer: nn.Module, path: str, replacements: Replacements) -> None:
     activation = getattr(layer, "activation", None)
-    if not isinstance(activation, nn.Module) and activation in RELU_NAMES:
+    if not isinstance(activation, nn.Module) and activation in RELU:
         layer.activation = replacements.new(f"{path}.activation".lstrip("."), training=layer.training)
         replacements.surgery += 1
 
