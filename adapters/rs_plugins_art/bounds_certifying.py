@@ -238,5 +238,6 @@ def _proved(intervals: Any, y: Any) -> Array:
         )
     classes = to_classes(y, n=len(found), classes=found.shape[2], name="labels").cpu().unsqueeze(1)
     others = found[:, 1].scatter(1, classes, -torch.inf).amax(dim=1)
-    margins = found[:, 0].gather(1, classes).squeeze(1) - others
-    return (margins > slack(margins)).numpy()
+    own = found[:, 0].gather(1, classes).squeeze(1)
+    margins = own - others
+    return (margins > slack(margins, own.abs() + others.abs())).numpy()

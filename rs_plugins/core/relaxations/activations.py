@@ -23,6 +23,8 @@ from rs_plugins.core.relaxations.curves import (
     softplus,
 )
 
+_NO_OVERFLOW = 80.0  # torch's softplus takes the exponential of all below its threshold
+
 Slope = Literal["adaptive", "parallel"] | Tensor
 
 
@@ -203,7 +205,9 @@ def _leaky_relu(module: nn.LeakyReLU) -> Activation | None:
 
 
 def _softplus(module: nn.Softplus) -> Activation | None:
-    return Softplus(module.beta, module.threshold) if module.beta > 0 and module.threshold >= 0 else None
+    return (
+        Softplus(module.beta, module.threshold) if module.beta > 0 and 0 <= module.threshold <= _NO_OVERFLOW else None
+    )
 
 
 def _gelu(module: nn.GELU) -> Activation:

@@ -33,7 +33,7 @@ from rs_plugins.core.relaxations.network import RelaxedNetwork
 from rs_plugins.core.relaxations.open_images import Batch
 from rs_plugins.core.relaxations.precision import full_precision
 from rs_plugins.core.relaxations.regions import Norm, Region
-from rs_plugins.core.relaxations.slack import SLACK, slack
+from rs_plugins.core.relaxations.slack import ROUNDINGS, SLACK, slack
 from rs_plugins.errors import InputError, ModelError, RSPluginsWarning
 
 CASCADE: tuple[Bound, ...] = ("ibp", "crown-ibp", "crown")
@@ -261,7 +261,9 @@ class BoundCertifier:
             margins = self._network.margins(region, y, method=method)
         # NaN says nothing; fmax takes the other bound, and is NaN of two
         best = torch.fmax(batch.best[rows], margins)
-        enough = slack(best)
+        if bool(batch.terms[rows].isnan().any()):
+            batch.terms[rows] = self._network.terms(batch.x[rows], y)
+        enough = slack(best, batch.terms[rows])
         proved = (best.isfinite() & (best > enough)).all(dim=1).tolist()
         smallest = best.argmin(dim=1, keepdim=True)  # NaN is smaller than all numbers
         least, needed = (each.gather(1, smallest).squeeze(1).tolist() for each in (best, enough))
@@ -280,7 +282,7 @@ class BoundCertifier:
             cascade=", ".join(f"{bound}{settings.get(bound, '')}" for bound in self._cascade),
             attack=f"{ATTACK}, {runs}" if self._attack_steps else "none",
             seed=self._seed,
-            slack=f"{SLACK[self._dtype]:g}·(1 + |margin|)",
+            slack=f"{SLACK[self._dtype]:g}·(1 + |margin|) + {ROUNDINGS} roundings of all terms",
             dtype=str(self._dtype).removeprefix("torch."),
             device=self._device.type,
             numerics=numerics(self._device),

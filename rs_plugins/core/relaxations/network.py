@@ -25,7 +25,8 @@ class RelaxedNetwork(nn.Module):
     """A classifier that also bounds what it can say about a region of images.
 
     Bounds are differentiable in the parameters. These are looked up at each call: ``torch.func.functional_call`` works,
-    also under ``torch.func.vmap``. The model is read once, with torch.fx, in eval mode.
+    also under ``torch.func.vmap``. The model is read once, with torch.fx, in eval mode: numbers that are no tensors, as
+    the slope of a leaky ReLU, are those of that moment.
 
     * ``"ibp"``: interval bound propagation (Gowal et al. 2018).
     * ``"crown-ibp"``: a backward pass of linear bounds for the margins, with intervals before each activation
@@ -45,9 +46,10 @@ class RelaxedNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self._network, images, logits = read(model, tuple(shape))
+        self._network, images = read(model, tuple(shape))
         self.model = model
-        self._check_reading(images, logits)
+        for points in (images, images.round(), images[:1]):
+            self._check_reading(points)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,6 +116,24 @@ class RelaxedNetwork(nn.Module):
         """
         rows = _margin_rows(y, self.classes, region.x)
         return self._lowest(region, rows, method, lower_slope, statistics, intervals, chunk)
+
+    def terms(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return how large all is that adds up to logit_y - logit_k of images, (n, classes - 1), k ascending without y.
+
+        The sum, over all values on the way, of how much the margin changes with a value times the sum of the sizes that
+        it is computed from. Times the unit of rounding it says what bounds may be off by; see `slack`.
+
+        Args:
+            x: Images (n, *shape).
+            y: Labels (n,).
+
+        Raises:
+            InputError: As `margins`.
+            ModelError: As `margins`.
+        """
+        region = Region(x, 0.0)
+        start = Dense(_margin_rows(y, self.classes, region.x))
+        return self._propagation(region, None).terms(self._network.nodes[-1].name, start)
 
     def alpha_margins(
         self,
@@ -229,6 +249,7 @@ class RelaxedNetwork(nn.Module):
             raise InputError(f"region: expected images (n, *{self.shape}), got shape {tuple(region.x.shape)}")
         if chunk is not None:
             check_count(chunk, "chunk")
+        self._check_modules()
         strangers = set(known or ()) - {node.name for node in self._network.nodes if not node.linear}
         if strangers:
             raise InputError(f"intervals: expected those of this network's activations, got {min(strangers)!r} as well")
@@ -237,19 +258,36 @@ class RelaxedNetwork(nn.Module):
         options: dict[str, Any] = {"lower_slope": lower_slope, "slopes": slopes, "known": known, "chunk": chunk}
         return Propagation(self._network, region, call, **options)
 
-    def _check_reading(self, images: Tensor, logits: Tensor) -> None:
+    def _check_modules(self) -> None:
+        """Look whether the layers that were read are still those of the model.
+
+        Raises:
+            ModelError: If one is another module now.
+        """
+        for path, module in self._network.modules:
+            now: Any = self.model
+            for part in path.split(".") if path else ():
+                now = getattr(now, part, None)
+            if now is not module:
+                raise ModelError(
+                    f"model: {path}: expected the module that was there when the model was read, got "
+                    f"{'none' if now is None else 'another'}; make a new {type(self).__name__} of the model"
+                )
+
+    def _check_reading(self, images: Tensor) -> None:
         """Look whether the layers that were read compute what the model does.
 
         Raises:
             ModelError: If they do not.
         """
         with evaluating(self.model), torch.no_grad():
+            logits = self.model(images.clone())
             point = self._propagation(Region(images, 0.0), None).interval(self._network.nodes[-1].name)
         off = float((point.centre - logits).abs().max())
-        if not off <= 1e-3 * (1 + float(logits.abs().max())):
+        if not off <= (1e-6 if logits.dtype == torch.float64 else 1e-3) * (1 + float(logits.abs().max())):
             raise ModelError(
-                "model: its layers, as torch.fx reads them, give other logits than its forward pass; does it change a "
-                "tensor in place that is used elsewhere, add noise, or depend on other images of the batch?"
+                "model: its layers, as torch.fx reads them, give other logits than its forward pass; does it add "
+                "noise, or depend on other images of the batch or their number?"
             )
 
 

@@ -29,16 +29,18 @@ class Found:
 
 @dataclass
 class Batch:
-    """Images (n, *input) and classes (n,), the best margins so far (n, classes - 1), and what was found."""
+    """Images (n, *input) and classes (n,), the best margins so far, their terms (see `slack`), and what was found."""
 
     x: Tensor
     y: Tensor
     classes: int
     best: Tensor = field(init=False)
+    terms: Tensor = field(init=False)
     found: list[Found] = field(init=False)
 
     def __post_init__(self) -> None:
         self.best = self.x.new_full((len(self.x), self.classes - 1), torch.nan)
+        self.terms = self.best.clone()
         self.found = [Found() for _ in range(len(self.x))]
 
     def open(self) -> list[int]:

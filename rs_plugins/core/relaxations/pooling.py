@@ -1,4 +1,4 @@
-"""Max-pooling: exact intervals, and a line below and above each window's maximum."""
+"""Max-pooling: exact intervals, and a line below and above each window's maximum; average pooling as a convolution."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rs_plugins.core.relaxations.linear import Coefficients, Dense
+from rs_plugins.core.relaxations.linear import Coefficients, Dense, Kernel
 from rs_plugins.core.relaxations.regions import product
 
 
@@ -44,8 +44,9 @@ class MaxPool:
         """Return the lines for values between ``lower`` and ``upper``, (n, *shape)."""
         floor, index = self._pooled(lower)
         ceiling = self._pooled(upper)[0]
-        above = (self._windows(upper) > floor.unsqueeze(2)).sum(2)
-        itself = upper.flatten(2).gather(2, index.flatten(2)).view_as(floor) > floor
+        # in this form an end that is NaN may be greater
+        above = (~(self._windows(upper) <= floor.unsqueeze(2))).sum(2)
+        itself = ~(upper.flatten(2).gather(2, index.flatten(2)).view_as(floor) <= floor)
         return Choice(index, above <= itself, ceiling)
 
     def through(self, coefficients: Coefficients, choice: Choice) -> tuple[Coefficients, Tensor]:
@@ -79,3 +80,19 @@ class MaxPool:
         arranged = columns.unflatten(2, (rows, -1))[..., : out[0], : out[1]]
         windows: Tensor = arranged.unflatten(0, (n, channels))
         return windows
+
+
+@dataclass(frozen=True)
+class MeanPool:
+    """An average pooling that treats all windows alike, as a convolution of each channel by itself."""
+
+    channels: int
+    taps: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    divisor: float
+
+    def __call__(self, like: Tensor) -> Kernel:
+        """Return the convolution, for numbers like those of a tensor."""
+        weight = like.new_full((self.channels, 1, *self.taps), 1 / self.divisor)
+        return Kernel(weight, None, self.stride, self.padding, self.padding, (1, 1), self.channels)

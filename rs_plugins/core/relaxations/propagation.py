@@ -1,7 +1,7 @@
 """Intervals forward and linear bounds backward through the layers of a network, on one region."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -105,7 +105,43 @@ class Propagation:
             if straight and not self.interval(source).exact:
                 self._known[node.name] = self._tightened(node, source, *self.ends(node))
 
-    def minimum(self, source: str, coefficients: Coefficients, *, far: bool) -> Tensor:
+    def terms(self, source: str, coefficients: Coefficients) -> Tensor:
+        """Return the sum of the sizes of all that adds up to `minimum` of the same, (n, rows).
+
+        For each node |A| times the sum of the sizes that its values are computed from, over all nodes: times the unit
+        of rounding it says how far off sums may be.
+        """
+        sizes: list[Tensor] = []
+
+        def weigh(name: str, here: Coefficients) -> None:
+            sizes.append(-here.concretise(self._sizes(name)))
+
+        self.minimum(source, coefficients, far=True, visit=weigh)
+        return torch.stack(sizes).sum(0)
+
+    def _sizes(self, name: str) -> Interval:
+        """Return what a node's values are summed from, as intervals around 0."""
+        layer = None if name == INPUT else self._nodes[name].layer
+        if layer is None or not self._nodes[name].linear:
+            size = self._largest(name)
+        else:
+            before = (self._largest(each) for each in self._nodes[name].inputs)
+            found = cast(Affine, layer).interval(self.call, *(Interval(torch.zeros_like(z), z) for z in before))
+            size = found.centre.abs() + found.radius
+        return Interval(torch.zeros_like(size), size)
+
+    def _largest(self, name: str) -> Tensor:
+        interval = self.interval(name)
+        return interval.centre.abs() + interval.radius
+
+    def minimum(
+        self,
+        source: str,
+        coefficients: Coefficients,
+        *,
+        far: bool,
+        visit: Callable[[str, Coefficients], None] | None = None,
+    ) -> Tensor:
         """Return a lower bound of <A_k, z> for the output z of a node, (n, rows).
 
         Args:
@@ -113,17 +149,23 @@ class Propagation:
             coefficients: A.
             far: Whether to go back to the images. If not, the nearest intervals behind nodes that are not affine are
                 made use of, which folds A into the last affine layers.
+            visit: Called with the name of each node on the way and its coefficients.
         """
         pending, total = {source: coefficients}, torch.zeros((), dtype=self.call.like.dtype)
         total = total.to(self.call.like.device)
         for node in reversed(self.network.nodes):
             if node.name not in pending or (not far and not node.linear):
                 continue
-            parts, offset = self._pull(node, pending.pop(node.name))
+            here = pending.pop(node.name)
+            if visit is not None:
+                visit(node.name, here)
+            parts, offset = self._pull(node, here)
             total = total if offset is None else total + offset
             for before, part in zip(node.inputs, parts, strict=True):
                 pending[before] = pending[before].plus(part) if before in pending else part
         for name, rest in pending.items():
+            if visit is not None:
+                visit(name, rest)
             total = total + rest.concretise(self.region if name == INPUT else self.interval(name))
         return total
 

@@ -22,10 +22,9 @@ from rs_plugins.core.relaxations.layers import (
     Reshape,
     Sum,
 )
-from rs_plugins.core.relaxations.linear import Kernel
 from rs_plugins.core.relaxations.normalising import BatchNormalisation, Normalisation
 from rs_plugins.core.relaxations.operands import Operand, Scale, Shift
-from rs_plugins.core.relaxations.pooling import MaxPool
+from rs_plugins.core.relaxations.pooling import MaxPool, MeanPool
 from rs_plugins.core.relaxations.tracing import IMAGES, Constant, Site, trace
 from rs_plugins.errors import ModelError
 
@@ -70,6 +69,7 @@ class Network:
     Attributes:
         shape: Of an image.
         nodes: From the images, which are called `INPUT`, to the logits, which are the last node.
+        modules: The modules that are layers, with their paths in the model.
         constants: Calls that make the tensors which do not depend on the input.
         literals: Tensors that the model made while it ran.
         classes: Number of logits.
@@ -77,13 +77,14 @@ class Network:
 
     shape: tuple[int, ...]
     nodes: tuple[Node, ...]
+    modules: tuple[tuple[str, nn.Module], ...]
     constants: tuple[Constant, ...]
     literals: Mapping[str, Tensor]
     classes: int
 
 
-def read(model: nn.Module, shape: tuple[int, ...]) -> tuple[Network, Tensor, Tensor]:
-    """Return the layers of ``model``, and a batch of images with the logits it gave for them.
+def read(model: nn.Module, shape: tuple[int, ...]) -> tuple[Network, Tensor]:
+    """Return the layers of ``model``, and a batch of images to try them on.
 
     Raises:
         InputError: If it is no module.
@@ -95,10 +96,11 @@ def read(model: nn.Module, shape: tuple[int, ...]) -> tuple[Network, Tensor, Ten
     for site in found.sites:
         layer, inputs = _layer(site)
         nodes.append(Node(names[site.node], layer, tuple(names[node] for node in inputs), site.shape(), site.where))
+    modules = tuple((site.path, site.module) for site in found.sites if site.module is not None)
     if not nodes:
         raise ModelError("model: expected at least one layer, got a model that returns its input")
-    network = Network(shape, tuple(nodes), found.constants, found.literals, found.logits.shape[1])
-    return network, found.images, found.logits
+    network = Network(shape, tuple(nodes), modules, found.constants, found.literals, found.logits.shape[1])
+    return network, found.images
 
 
 def _layer(site: Site) -> Read:
@@ -223,6 +225,8 @@ class _Applied:
 
 def _combination(site: Site) -> Read:
     (before,) = _one(site)
+    if any(isinstance(site.values[node], Tensor) for node in site.node.all_input_nodes if node is not before):
+        raise site.refuse("expected numbers beside the input, got a tensor")
     extra = (site.args[1:], _but_input(site.kwargs)) if site.module is None else ((), {})
     function = _Applied(site.source, *extra)
     given = site.values[before]
@@ -232,25 +236,12 @@ def _combination(site: Site) -> Read:
         both, first = function(given), function(alone)
     if not both.ndim or len(both) != IMAGES or not torch.equal(both[:1], first[:1]) or bool(first[1:].any()):
         raise site.refuse("expected a linear map of each image by itself, got another")
+    if bool((function(given.abs()) < 0).any()):
+        raise site.refuse("expected a linear map without factors below 0, got one with such")
     return Combination(function, site.shape(before), _mean_kernel(site, before)), (before,)
 
 
-@dataclass(frozen=True)
-class _Mean:
-    """An average pooling as a convolution of each channel by itself."""
-
-    channels: int
-    taps: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    divisor: float
-
-    def __call__(self, like: Tensor) -> Kernel:
-        weight = like.new_full((self.channels, 1, *self.taps), 1 / self.divisor)
-        return Kernel(weight, None, self.stride, self.padding, self.padding, (1, 1), self.channels)
-
-
-def _mean_kernel(site: Site, before: fx.Node) -> _Mean | None:
+def _mean_kernel(site: Site, before: fx.Node) -> MeanPool | None:
     """Return the convolution that the call is, if it is an average pooling that treats all windows alike."""
     if len(site.shape(before)) != 3:
         return None
@@ -261,7 +252,7 @@ def _mean_kernel(site: Site, before: fx.Node) -> _Mean | None:
         options = _called_with(site, _mean_options)
     else:
         return None
-    return None if options is None else _Mean(site.shape(before)[0], *options)
+    return None if options is None else MeanPool(site.shape(before)[0], *options)
 
 
 def _mean_options(

@@ -131,16 +131,17 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Trace:
 
     Raises:
         InputError: If it is no module.
-        ModelError: If it fails on such images, has hooks, or torch.fx cannot follow it.
+        ModelError: If it fails on such images, has hooks, uses values after they were changed in place, or torch.fx
+            cannot follow it.
     """
     check_noiseless(model, "model")
     _check_hooks(model)
     images = _images(model, shape)
     probe(model, images[:1])
     holder = _Holder(model)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.inference_mode(mode=False), torch.no_grad():
         graph = _follow(holder, model)
-        runner = fx.Interpreter(fx.GraphModule(holder, graph), garbage_collect_values=False)
+        runner = _Runner(holder, graph, model)
         runner.run(images.clone())
         logits = model(images.clone())
     (output,) = (node for node in graph.nodes if node.op == "output")
@@ -185,6 +186,29 @@ class _Holder(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.model(x)
+
+
+class _Runner(fx.Interpreter):
+    """Runs the calls one by one, and sees when a value is used that was changed in place after it was computed."""
+
+    def __init__(self, holder: _Holder, graph: fx.Graph, model: nn.Module) -> None:
+        super().__init__(fx.GraphModule(holder, graph), garbage_collect_values=False)
+        self.extra_traceback = False  # which would be put into the message
+        self._model = model
+        self._versions: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        for before in n.all_input_nodes:
+            if _version(self.env[before]) != self._versions[before]:
+                site = Site(n, self.env, {}, _module(self._model, n), self._model)
+                raise site.refuse("expected values as they were computed, got a tensor that was changed in place since")
+        value = super().run_node(n)
+        self._versions[n] = _version(value)
+        return value
+
+
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 class _Tracer(fx.Tracer):
@@ -255,8 +279,12 @@ def _holds_tensors(value: Any) -> bool:
 
 def _check_hooks(model: nn.Module) -> None:
     for name, module in model.named_modules():
+        where = f"{name} ({type(module).__name__})" if name else type(module).__name__
+        if "forward" in vars(module):
+            raise ModelError(
+                f"model: {where}: it has a forward of its own instead of that of its class, which bounds cannot see"
+            )
         if module._forward_hooks or module._forward_pre_hooks:
-            where = f"{name} ({type(module).__name__})" if name else type(module).__name__
             raise ModelError(
                 f"model: {where}: it has forward hooks, which bounds cannot see through; remove them (pruning: "
                 "torch.nn.utils.prune.remove; weight norms: torch.nn.utils.parametrizations has forms without)"

@@ -54,6 +54,9 @@ class Scripted:
         self.logits = lambda x: x.flatten(1)[:, :3]
         return self
 
+    def terms(self, x, y):
+        return torch.zeros(len(x), 2, dtype=x.dtype)
+
     def margins(self, region, y, *, method):
         self.asked.append((method, region.x.flatten(1)[:, 3].tolist()))
         return self.margins_of(method, region.x.flatten(1)[:, 3])
@@ -129,6 +132,18 @@ def test_a_margin_has_to_exceed_the_slack(monkeypatch, dtype, margin, verified):
     assert all(c.dtype == str(dtype).removeprefix("torch.") for c in found)
     if math.isnan(margin):
         assert all(math.isnan(c.margin) for c in found)
+
+
+@pytest.mark.parametrize(("size", "verified"), [(0.0, True), (1e8, True), (1e9, False), (math.nan, False)])
+def test_what_a_margin_is_summed_from_counts(monkeypatch, size, verified):
+    monkeypatch.setattr(Scripted, "terms", lambda self, x, y: torch.full((len(x), 2), size, dtype=x.dtype))
+    found, _ = scripted(
+        monkeypatch,
+        lambda method, names: torch.tensor([[5.0, 1e-6]] * len(names), dtype=torch.float64),
+        cascade=["ibp", "crown"],
+    )
+    assert [c.verified for c in found] == [verified] * 4
+    assert found[0].slack == pytest.approx(1e-10 + 16 * 2**-52 * size, nan_ok=True)
 
 
 def test_nan_of_one_bound_does_not_hide_what_another_says(monkeypatch):
@@ -338,7 +353,7 @@ def test_a_certificate_says_with_what_it_was_made():
     assert (found.index, found.label) == (17, int(y[0]))
     assert (run.eps, run.norm, run.seed, run.dtype, run.device) == (0.25, "l2", 5, "float32", "cpu")
     assert (run.cascade, run.attack) == ("ibp, alpha-crown (3 steps)", "pgd, 2 runs of 3 steps")
-    assert run.slack == "1e-05·(1 + |margin|)"
+    assert run.slack == "1e-05·(1 + |margin|) + 16 roundings of all terms"
     assert re.fullmatch("[0-9a-f]{64}", run.model)
     assert f"torch {torch.__version__}" in run.versions
     assert found.seconds > 0

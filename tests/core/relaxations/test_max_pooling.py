@@ -75,6 +75,12 @@ def test_the_bound_holds_and_is_reached_at_a_point(kind, batch):
     torch.testing.assert_close(point.concretise(Interval.between(lower, lower)), exact)
 
 
+def test_an_unknown_lower_end_makes_no_line_of_a_window():
+    lower = torch.tensor([[[[0.0, torch.nan], [0.0, 0.0]]]], dtype=torch.float64)
+    pool = MaxPool((1, 2, 2), (2, 2), (2, 2), (0, 0), (1, 1), False)
+    assert not pool.choice(lower, torch.ones(1, 1, 2, 2, dtype=torch.float64)).alone.any()
+
+
 def test_equal_entries_have_no_constant():
     """A window whose entries are one known number, as after a ReLU, is a line."""
     z = torch.zeros(1, 1, 2, 2, dtype=torch.float64)

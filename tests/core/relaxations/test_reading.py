@@ -33,6 +33,7 @@ class Written(nn.Module):
         for name, part in parts.items():
             setattr(self, name, part)
         self.register_buffer("mean", torch.tensor([0.4, 0.6]))
+        self.register_buffer("order", torch.tensor([1, 0]))
         self.scale = nn.Parameter(torch.tensor([[[0.5]], [[-2.0]]]))
 
     def forward(self, x):
@@ -246,7 +247,7 @@ REFUSED = {
     "branches": (lambda: [Branching()], r"model: torch.fx cannot follow the forward pass of Sequential, .*TraceError"),
     "in place": (
         lambda: [Overwriting()],
-        r"model: its layers, as torch.fx reads them, give other logits than its forward pass",
+        r"^model: 1 \(method flatten\): expected values as they were computed, got a tensor that was .* since$",
     ),
     "indices": (lambda: [nn.MaxPool2d(2, return_indices=True)], r"model: "),
 }
@@ -295,6 +296,10 @@ STEPS_REFUSED = {
     ),
     "mixed images": (lambda m, x: x.transpose(0, 1).reshape(x.shape[0], -1), r"expected a linear map of each image"),
     "chunks": (lambda m, x: sum(x.chunk(2, 1)), r"method chunk\)?: bounds do not go through it|cannot follow"),
+    "picked by a tensor": (
+        lambda m, x: x[:, m.order],
+        r"getitem\)?: expected numbers beside the input, got a tensor",
+    ),
     "threshold": (lambda m, x: functional.threshold(x, 0.1, 0.0), r"threshold\)?: bounds do not go through it"),
 }
 
@@ -321,6 +326,59 @@ def test_hooks_are_refused():
     prune.remove(pruned[0], "weight")
     pruned[0].bias.data.fill_(1.0)
     assert bounds(pruned, (4,)) > 0
+
+
+class Around(nn.Module):
+    """A ReLU in place in the middle, with the values before it added."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        z = self.first(x)
+        return self.last(z + self.act(z))
+
+
+def test_values_that_are_changed_before_they_are_used_are_refused():
+    """Also where the images on which the layers are tried do not show it."""
+    model = seeded(Around)
+    model.first.bias.data.fill_(10.0)
+    with pytest.raises(ModelError, match=r"^model: add: expected values as they were computed, got a tensor that was "):
+        RelaxedNetwork(model, (4,))
+    model.act.inplace = False
+    assert bounds(model, (4,)) > 0
+
+
+def test_a_forward_of_a_module_s_own_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[1].forward = lambda z: z.clamp(0, 1000)
+    with pytest.raises(ModelError, match=r"model: 1 \(ReLU\): it has a forward of its own instead of that"):
+        RelaxedNetwork(model, (4,))
+
+
+def test_what_depends_on_the_number_of_images_is_refused():
+    model = seeded(lambda: Written(lambda m, x: x * x.shape[0]))
+    with pytest.raises(ModelError, match="depend on other images of the batch or their number"):
+        RelaxedNetwork(model, SHAPE)
+
+
+def test_a_pooling_with_a_divisor_below_0_is_refused():
+    model = nn.Sequential(nn.AvgPool2d(2, divisor_override=-2), nn.Flatten(), nn.Linear(18, 2))
+    with pytest.raises(ModelError, match=r"model: 0 \(AvgPool2d\): expected a linear map without factors below 0"):
+        RelaxedNetwork(model, SHAPE)
+
+
+def test_a_module_that_was_replaced_is_not_bounded_in_its_old_form():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2)))
+    network, region = RelaxedNetwork(model, (4,)), Region(torch.full((1, 4), 0.5), 0.1)
+    network.output_bounds(region)
+    model[2][0] = nn.Linear(4, 2)
+    with pytest.raises(ModelError, match=r"model: 2.0: expected the module that was there when .* got another; make a"):
+        network.output_bounds(region)
+    model[2] = nn.Identity()
+    with pytest.raises(ModelError, match=r"model: 2.0: expected the module that was there .*, got none; make a new Re"):
+        network.output_bounds(region)
 
 
 def test_noise_is_refused():
