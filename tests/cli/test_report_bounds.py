@@ -26,7 +26,7 @@ def write(path, rows=ROWS, images=5, **changes):
     with BoundsWriter(path) as writer:
         writer.begin(replace(RUN, **changes), {"images": images}, Selection() if images else None)
         for row in rows:
-            writer.write(BoundCertificate(*row, slack=None, seconds=0.5, made_with=replace(RUN, **changes)))
+            writer.write(BoundCertificate(*row, slack=1e-9, seconds=0.5, made_with=replace(RUN, **changes)))
     return str(path)
 
 

@@ -28,6 +28,7 @@ _Path = str | os.PathLike[str]
 COLUMNS = ("idx", "label", "predict", "status", "method", "margin", "slack", "time", "eps", "norm", "dtype", "message")
 HEADER = "\t".join(COLUMNS) + "\n"
 DIGITS = 8  # of margins: other batches round beyond these
+_ROUNDED = 1 + 1e-6  # one digit less than those written
 _LONGEST = 300  # characters of a message
 _DECIDING = {"verified": BOUNDS, "unknown": BOUNDS, "falsified": (ATTACK,), "misclassified": (PREDICTION,)}
 
@@ -150,5 +151,7 @@ def _check_row(row: dict[str, Any], previous: int) -> None:
         raise ValueError(f"status: got {status} for label {row['label']} and prediction {row['predict']}")
     if status == "verified" and not 0 < margin < math.inf:
         raise ValueError(f"margin: expected a finite number > 0 of a verified image, got {margin}")
+    if status == "verified" and not margin * _ROUNDED > row["slack"]:
+        raise ValueError(f"margin: expected more than the slack {row['slack']} of a verified image, got {margin}")
     if status == "falsified" and not margin < 0:
         raise ValueError(f"margin: expected a number < 0 of a falsified image, got {margin}")

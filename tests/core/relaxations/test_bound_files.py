@@ -110,6 +110,11 @@ def line(**changes):
         (HEADER + line(status="misclassified", method="prediction"), "got misclassified for label 1 and prediction 1"),
         (HEADER + line(margin="-1"), "margin: expected a finite number > 0 of a verified image, got -1.0"),
         (HEADER + line(margin="nan"), "margin: expected a finite number > 0 of a verified image, got nan"),
+        (
+            HEADER + line(margin="9e-11"),
+            "margin: expected more than the slack 1.0000001e-10 of .*, got 9e-11",
+        ),
+        (HEADER + line(slack=""), "margin: expected more than the slack nan of a verified image, got 0.12345678"),
         (HEADER + line(status="falsified", method="pgd"), "margin: expected a number < 0 of a falsified image"),
         (HEADER + line(time="soon"), "line 2: could not convert string to float: 'soon'"),
     ],
@@ -117,6 +122,11 @@ def line(**changes):
 def test_what_cannot_be_is_refused(text, message):
     with pytest.raises(ResultsError, match=f"a.tsv.*{message}"):
         parse_bounds(text.encode(), "a.tsv")
+
+
+def test_a_margin_just_above_its_slack_is_read_back(tmp_path):
+    least = replace(certificates()[0], margin=1.00000001e-10, slack=1e-10)
+    assert read_bounds(written(tmp_path / "log.tsv", [least])).counts["verified"] == 1
 
 
 def test_the_writer_goes_on_with_its_own_logs_only(tmp_path):
