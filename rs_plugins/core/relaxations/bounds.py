@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from rs_plugins.core.checks import check_images, check_labels
 from rs_plugins.core.relaxations.network import LowerSlope, Method, RelaxedNetwork
 from rs_plugins.core.relaxations.normalising import batch_statistics
+from rs_plugins.core.relaxations.precision import full_precision
 from rs_plugins.core.relaxations.propagation import Ends
 from rs_plugins.core.relaxations.regions import Norm, Region
 from rs_plugins.core.relaxations.slack import SLACK, slack
@@ -27,7 +28,8 @@ def margins(
 ) -> Tensor:
     """Return lower bounds of logit_y - logit_k in a region around each image, (n, classes - 1), k ascending without y.
 
-    The class of an image is proved where all of them are above `slack`. Bounds are differentiable in the parameters.
+    The class of an image is proved where all of them are above `slack`, which wants to know the terms of networks with
+    large logits. Bounds are differentiable in the parameters, and computed in the type of ``x``, also under autocast.
 
     Args:
         model: From images to logits, or a `RelaxedNetwork` of it, which is read once and not at each call.
@@ -45,7 +47,8 @@ def margins(
     """
     network, region = _prepared(model, x, eps, norm)
     labels = check_labels(y, n=len(x), classes=network.classes).to(x.device, torch.long)
-    return network.margins(region, labels, method=method, lower_slope=lower_slope, chunk=chunk)
+    with full_precision(x.device, x.dtype):
+        return network.margins(region, labels, method=method, lower_slope=lower_slope, chunk=chunk)
 
 
 def output_bounds(
@@ -63,7 +66,8 @@ def output_bounds(
     Arguments and errors are those of `margins`.
     """
     network, region = _prepared(model, x, eps, norm)
-    return network.output_bounds(region, method=method, lower_slope=lower_slope, chunk=chunk)
+    with full_precision(x.device, x.dtype):
+        return network.output_bounds(region, method=method, lower_slope=lower_slope, chunk=chunk)
 
 
 def _prepared(model: nn.Module, x: Tensor, eps: float | Tensor, norm: Norm) -> tuple[RelaxedNetwork, Region]:

@@ -247,8 +247,12 @@ def test_stacked_parameters_of_other_layers(method, norm):
 @pytest.mark.parametrize("method", METHODS)
 def test_affine_layers_in_a_row_with_padding(method):
     """What a convolution, a normalisation and a mean over padded windows do together is one affine map."""
-    front = [nn.AvgPool2d(3, stride=1, padding=1), nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3)]
-    model = seeded(lambda: nn.Sequential(*front, nn.ReLU(), nn.Flatten(), nn.Linear(50, 3))).double().eval()
+
+    def make():
+        front = [nn.AvgPool2d(3, stride=1, padding=1), nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)]
+        return nn.Sequential(*front, nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(50, 3))
+
+    model = seeded(make).double().eval()
     model[2].running_mean.data.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     model[2].bias.data.fill_(0.7)
     with torch.no_grad():
@@ -425,3 +429,16 @@ def test_what_is_handed_in_is_looked_at():
         network.alpha_margins(Region(x, 0.1), Y, steps=0)
     with pytest.raises(InputError, match=r"model: expected a torch.nn.Module, got function"):
         margins(lambda z: z, x, Y, 0.1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("function", [margins, output_bounds])
+def test_autocast_makes_no_bounds_of_fewer_digits(function, norm):
+    model = seeded(small_cnn).float().eval()
+    x, rest = images().float(), ([Y] if function is margins else [])
+    expected = function(model, x, *rest, 0.01, norm=norm)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = function(model, x, *rest, 0.01, norm=norm)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
