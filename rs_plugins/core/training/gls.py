@@ -5,10 +5,12 @@ from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count, check_labels, check_nonnegative, check_positive
 from rs_plugins.core.relaxations.network import LowerSlope, Method, RelaxedNetwork
+from rs_plugins.core.relaxations.normalising import BatchNorm
 from rs_plugins.core.relaxations.precision import full_precision
 from rs_plugins.core.relaxations.regions import Region
 from rs_plugins.core.relaxations.slack import slack
@@ -37,15 +39,30 @@ class _Read:
         self._network: RelaxedNetwork | None = None
         self._of: tuple[Any, ...] = ()
 
-    def __call__(self, model: nn.Module, shape: tuple[int, ...]) -> RelaxedNetwork:
-        """Return ``model``, read for images of ``shape``; anew if it has other modules than the last time."""
+    def __call__(self, model: nn.Module, x: Tensor) -> RelaxedNetwork:
+        """Return ``model``, read for images like ``x``; anew if it has other modules than the last time.
+
+        Raises:
+            ModelError: If bounds do not go through it in the mode that it is in.
+        """
+        shape = tuple(x.shape[1:])
         of = (shape, *model.modules())
         if self._network is None or of != self._of:  # modules are equal only to themselves
-            self._network, self._of = RelaxedNetwork(model, shape), of
+            network = RelaxedNetwork(model, shape)
+            _bound_once(network, x[:1])
+            self._network, self._of = network, of
         return self._network
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Read, ()
+
+
+@torch.no_grad()
+def _bound_once(network: RelaxedNetwork, x: Tensor) -> None:
+    """Refuse before any work, and not when the ramp begins, what bounds do not go through, such as active dropout."""
+    parts = network.model.named_modules()
+    own = {name: (part.running_mean, part.running_var) for name, part in parts if isinstance(part, BatchNorm)}
+    network.margins(Region(x, 0.0), x.new_zeros(len(x), dtype=torch.long), method="ibp", statistics=own)
 
 
 @dataclass(frozen=True)
@@ -139,7 +156,7 @@ class Gls:
         """
         x, y = batch.x, check_labels(batch.y, n=len(batch.x)).long()
         settings = {name: getattr(self, name) for name in ("bound", "w_rob", "l1", "regulariser", "lower_slope")}
-        loss = CertifiedLoss(self._read(model, tuple(x.shape[1:])), **settings)
+        loss = CertifiedLoss(self._read(model, x), **settings)
         share = self.schedule.share(batch.elapsed)
         value = self._estimator(loss, (x, y, share * self.eps, share), draws, self.noise_scale(batch.elapsed))
         if self.gradient != "plain":
@@ -172,7 +189,7 @@ class Gls:
         Raises:
             InputError: As `full_precision`.
         """
-        network = self._read(model, tuple(x.shape[1:]))
+        network = self._read(model, x)
         with full_precision(x.device, x.dtype):
             margins = network.margins(Region(x, self.eps), y, method=self.bound, lower_slope=self.lower_slope)
             return int((margins > slack(margins)).all(dim=1).sum())

@@ -229,6 +229,20 @@ def test_a_model_is_read_once_and_again_if_it_is_another(batch, monkeypatch):
     assert len(read) == 3
 
 
+@pytest.mark.parametrize("place", [0, 5])
+def test_what_bounds_do_not_go_through_is_refused_before_the_ramp(place, batch):
+    model = network()
+    model.insert(place, nn.Dropout(0.5))
+    before = state(model)
+    for regulariser in (0.0, 0.5):
+        objective = Gls(0.05, gradient="plain", ramp_start=5, regulariser=regulariser)
+        with pytest.raises(ModelError, match=rf"{place} \(Dropout\)"):
+            objective(model, batch, draws())
+    assert state(model) == before
+    model[place].eval()
+    assert objective(model, batch, draws()).isfinite()
+
+
 def test_copies_and_pickles_of_an_objective_have_no_model(batch):
     objective, model = Gls(0.05, l1=0.5), network()
     objective(model, batch, draws())
@@ -282,7 +296,7 @@ def test_validation_takes_all_digits_and_proves_nothing_in_half_precision(monkey
     x, model = torch.rand(60, 1, 6, 6, generator=source), network().eval()
     y = model(x).argmax(dim=1)
     objective, margins = Gls(0.005), []
-    expected, network_read = objective.validate(model, x, y), objective._read(model, (1, 6, 6))
+    expected, network_read = objective.validate(model, x, y), objective._read(model, x)
     read = network_read.margins
     monkeypatch.setattr(network_read, "margins", lambda *args, **how: margins.append(read(*args, **how)) or margins[-1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -407,9 +421,11 @@ FAST = [("ibp", "plain"), ("ibp", "pgpe"), ("crown-ibp", "rgs"), ("crown", "plai
 )
 def test_training_certifies_more_than_standard_training(bound, gradient, begun):
     model, before, standard = begun
-    options = {"population": 16, "sigma_w": 0.05, "chunk": 16} if gradient == "pgpe" else GRADIENTS[gradient]
+    options, epochs, lr = GRADIENTS[gradient], 4, 2e-2
+    if gradient == "pgpe":
+        options, epochs, lr = {"population": 16, "sigma_w": 0.05, "chunk": 16}, 12, 5e-2
     objective = Gls(EPS, bound=bound, gradient=gradient, ramp=1, **options)
-    _, certified = trained(model, objective, 4, 5e-2 if gradient == "pgpe" else 2e-2)
+    _, certified = trained(model, objective, epochs, lr)
     assert certified > max(before, standard) + 0.1
     assert standard < before
 
