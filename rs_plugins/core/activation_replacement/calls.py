@@ -184,6 +184,11 @@ class KernelCounter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.relu = self.fused = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Of torch's base class: True would import torch's whole compiler, which takes seconds."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,
