@@ -5,7 +5,7 @@ import os
 import warnings
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from rs_plugins.core.relaxations.bound_results import (
     BoundCertificate,
     BoundResults,
 )
+from rs_plugins.core.relaxations.regions import Norm
 from rs_plugins.core.results import common
 from rs_plugins.core.results_files import format_time, parse_integer, parse_time, text_of
 from rs_plugins.core.results_writer import LogWriter
@@ -143,6 +144,10 @@ def _check_row(row: dict[str, Any], previous: int) -> None:
     status, method, margin = row["status"], row["method"], row["margin"]
     if row["idx"] <= previous:
         raise ValueError(f"idx: expected more than {previous}, got {row['idx']}")
+    if not 0 <= row["eps"] < math.inf:
+        raise ValueError(f"eps: expected a finite number >= 0, got {row['eps']}")
+    if row["norm"] not in get_args(Norm):
+        raise ValueError(f"norm: expected one of {', '.join(get_args(Norm))}, got {row['norm']!r}")
     if status not in STATUSES:
         raise ValueError(f"status: expected one of {', '.join(STATUSES)}, got {status!r}")
     if method not in _DECIDING.get(status, METHODS):

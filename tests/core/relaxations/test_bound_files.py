@@ -116,6 +116,10 @@ def line(**changes):
         ),
         (HEADER + line(slack=""), "margin: expected more than the slack nan of a verified image, got 0.12345678"),
         (HEADER + line(status="falsified", method="pgd"), "margin: expected a number < 0 of a falsified image"),
+        (HEADER + line(eps=""), "line 2: eps: expected a finite number >= 0, got nan"),
+        (HEADER + line(eps="-0.1"), "eps: expected a finite number >= 0, got -0.1"),
+        (HEADER + line(eps="inf"), "eps: expected a finite number >= 0, got inf"),
+        (HEADER + line(norm="l1"), "norm: expected one of linf, l2, got 'l1'"),
         (HEADER + line(time="soon"), "line 2: could not convert string to float: 'soon'"),
     ],
 )
