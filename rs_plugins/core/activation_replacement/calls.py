@@ -101,7 +101,7 @@ def relu_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 def look_alike(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Return the name of a call that computes max(z, 0), or a capped form, without being called ReLU; else None."""
-    name = str(getattr(function, "__name__", "")).rstrip("_")
+    name = str(getattr(function, "__name__", "")).strip("_")
     if name not in _SECOND:
         return None
     second = args[1] if len(args) > 1 else kwargs.get(_SECOND[name])
