@@ -41,7 +41,7 @@ FIGURES = ("seconds", "natural", "attacked", "certified", "by intervals")
 
 
 class Network(nn.Module):
-    """The CNN3 of the papers, in the form that ART takes: its layers as children, nothing else."""
+    """The CNN3 of public code for certified training, in the form that ART takes: layers as children alone."""
 
     def __init__(self, width: float) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""The plain convolutional networks of certified training: CNN3, CNN5, CNN7 (layers as in Balauca et al. 2024).
+"""The plain convolutional networks of certified training: CNN3, CNN5, CNN7.
 
-Widths are those of public code for such training. Kernels of 3 and 4 pixels have a padding of 1, those of 5 one of 2,
-as is usual there: a layer of stride 1 keeps the size, one of stride 2 halves it. Bounds grow with depth, so there is no
-pooling and, but in CNN7, no batch normalisation.
+Layers and widths are those of public code for such training (CTBench); that the networks of Balauca et al. (2024) with
+these names are the same is likely, and not known to us. Kernels of 3 and 4 pixels have a padding of 1, those of 5 one
+of 2, as is usual there: a layer of stride 1 keeps the size, one of stride 2 halves it. Bounds grow with depth, so there
+is no pooling and, but in CNN7, no batch normalisation.
 """
 
 from itertools import pairwise

@@ -60,8 +60,11 @@ class _Read:
 @torch.no_grad()
 def _bound_once(network: RelaxedNetwork, x: Tensor) -> None:
     """Refuse before any work, and not when the ramp begins, what bounds do not go through, such as active dropout."""
-    parts = network.model.named_modules()
-    own = {name: (part.running_mean, part.running_var) for name, part in parts if isinstance(part, BatchNorm)}
+    own = {
+        name: (part.running_mean, part.running_var)
+        for name, part in network.model.named_modules()
+        if isinstance(part, BatchNorm) and part.running_mean is not None and part.running_var is not None
+    }
     network.margins(Region(x, 0.0), x.new_zeros(len(x), dtype=torch.long), method="ibp", statistics=own)
 
 

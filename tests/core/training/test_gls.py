@@ -277,18 +277,29 @@ def test_the_state_is_that_of_adapted_deviations(batch):
 # ---- validation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
-def test_validation_counts_images_whose_margins_are_positive(bound):
+@pytest.mark.parametrize(("bound", "lower_slope"), [*((bound, "adaptive") for bound in BOUNDS), ("crown", "parallel")])
+def test_validation_counts_images_whose_margins_are_positive(bound, lower_slope):
     source = torch.Generator().manual_seed(1)
     x, model = torch.rand(60, 1, 6, 6, generator=source), network().eval()
     with torch.no_grad():
         y = model(x).argmax(dim=1)
         y[:20] = (y[:20] + 1) % 4
-        margins = RelaxedNetwork(model, (1, 6, 6)).margins(Region(x, 0.005), y, method=bound)
-        sure = (margins.amin(dim=1) > 1e-4).sum()
-        found = Gls(0.005, bound=bound).validate(model, x, y)
-    assert 0 < found == int(sure) <= 40
+        read, how = RelaxedNetwork(model, (1, 6, 6)), {"method": bound, "lower_slope": lower_slope}
+        for eps in (0.005, 0.02, 0.03, 0.04):
+            least = read.margins(Region(x, eps), y, **how).amin(dim=1)
+            found = Gls(eps, bound=bound, lower_slope=lower_slope).validate(model, x, y)
+            assert int((least > 1e-4).sum()) <= found <= int((least > 0).sum()) <= 40
+            assert found > 0 or eps > 0.005
     assert Gls(0.005).figure == "certified accuracy"
+
+
+@pytest.mark.parametrize(("margin", "count"), [(5e-6, 0), (2e-5, 3)])
+def test_validation_leaves_room_for_rounding(margin, count):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([margin, 0.0]))
+        assert Gls(0.1).validate(model, torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)) == count
 
 
 def test_validation_takes_all_digits_and_proves_nothing_in_half_precision(monkeypatch):
