@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from rs_plugins.core.activations import ParametricSoftplus, SmoothReLU
-from rs_plugins.core.relaxations.activations import activation_of
+from rs_plugins.core.relaxations.activations import Softplus, activation_of
 from rs_plugins.core.relaxations.curves import GELU, GELU_TANH, MISH, SIGMOID, SILU, TANH, celu, elu
 
 MODULES = [
@@ -255,3 +255,33 @@ def test_functions_and_methods():
 )
 def test_what_is_not_known(source):
     assert activation_of(source) is None
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("curve", [SIGMOID, TANH, SILU, GELU, MISH], ids=range(5))
+def test_offsets_are_rounded_outward_where_a_curve_meets_the_slope(curve, side):
+    """On wide intervals, where a bisection leaves a long bracket: beside the extremum that many more steps find."""
+    slope = torch.linspace(0.02, 0.9, 40, dtype=torch.float64)
+    lower, upper = torch.full_like(slope, -7.3), torch.full_like(slope, 8.1)
+    grid = torch.linspace(-7.3, 8.1, 20001, dtype=torch.float64)
+    heights = side * (curve.value(grid).unsqueeze(1) - slope * grid.unsqueeze(1))
+    place = heights.argmin(0).clamp(1, len(grid) - 2)
+    low, high = grid[place - 1], grid[place + 1]
+    for _ in range(80):
+        first, second = low + (high - low) / 3, high - (high - low) / 3
+        left, right = (side * (curve.value(z) - slope * z) for z in (first, second))
+        low, high = torch.where(left < right, low, first), torch.where(left < right, second, high)
+    exact = torch.minimum(side * (curve.value(low) - slope * low), heights.amin(0))
+    found = side * curve.offset(slope, lower, upper, side)
+    assert (found <= exact + 1e-14).all()
+    assert (found >= exact - 1e-3).all()
+
+
+def test_a_softplus_with_a_large_step_falls_where_it_becomes_a_line():
+    softplus = Softplus(1.0, 0.1)
+    lower, upper = (torch.tensor([end], dtype=torch.float64) for end in (0.05, 0.12))
+    low, high = softplus.interval(lower, upper)
+    z = torch.linspace(0.05, 0.12, 1001, dtype=torch.float64)
+    values = functional.softplus(z, beta=1.0, threshold=0.1)
+    assert float(low) <= float(values.min()) < 0.101
+    assert float(high) >= float(values.max()) > 0.7

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from rs_plugins.core.relaxations import falsifying
 from rs_plugins.core.relaxations.falsifying import falsify, smallest_margin
 
 
@@ -87,3 +88,12 @@ def test_nothing_leaves_ball_and_box(norm, dtype):
     assert float(length.max()) <= 0.3 * (1 + 4 * torch.finfo(dtype).eps)
     assert float(length.max()) > 0.29
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
+
+
+def test_rounding_leaves_no_image_outside_the_ball():
+    x = torch.full((200, 50), 0.5, dtype=torch.float64)
+    direction = torch.randn(200, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = falsifying._inside(x + 0.1 * direction, x, 0.3, "l2")
+    lengths = torch.linalg.vector_norm(found - x, dim=1)
+    assert (lengths <= 0.3).all()
+    assert (lengths > 0.3 - 1e-9).all()

@@ -86,3 +86,14 @@ def test_equal_entries_have_no_constant():
     z = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     choice = MaxPool((1, 2, 2), (2, 2), (2, 2), (0, 0), (1, 1), False).choice(z, z)
     assert choice.alone.all()
+
+
+def test_above_a_window_is_its_greatest_upper_end():
+    """Of one output that no entry is known to be, the bound is minus the ceiling, to the last digit."""
+    pool = MaxPool((1, 2, 4), (2, 2), (2, 2), (0, 0), (1, 1), False)
+    lower = torch.tensor([[[[0.0, 0.1, 0.0, 0.0], [0.2, 0.1, 0.0, 5.0]]]], dtype=torch.float64)
+    upper = lower + torch.tensor([0.7, 0.9, 0.0, 0.5], dtype=torch.float64)
+    rows = torch.tensor([[[[[-2.0, -3.0]]]]], dtype=torch.float64)
+    before, offset = pool.through(Dense(rows), pool.choice(lower, upper))
+    assert float(offset) == -2.0 * 1.0
+    assert before.values.flatten().tolist() == [0, 0, 0, 0, 0, 0, 0, -3.0]
