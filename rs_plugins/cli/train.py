@@ -26,7 +26,7 @@ from rs_plugins.cli.plain_warnings import plain_warnings
 from rs_plugins.cli.recipes import choose_recipe
 from rs_plugins.cli.tables import as_text
 from rs_plugins.cli.training_data import open_training_data
-from rs_plugins.cli.training_words import PICTURE, best, next_command, show_files, table, tell, title
+from rs_plugins.cli.training_words import PICTURE, best, next_command, show_files, table, tell, title, trained_for
 from rs_plugins.errors import InputError, ModelError, RSPluginsWarning
 
 if TYPE_CHECKING:
@@ -41,10 +41,13 @@ def _list_presets(context: click.Context, _option: click.Parameter, asked: bool)
     from rs_plugins.core.training.presets import PRESETS
 
     rows = [
-        [name, *map(str, (recipe.architecture, recipe.epochs, recipe.batch_size, recipe.parts, f"{recipe.lr:g}"))]
+        [
+            *(name, trained_for(name, recipe), recipe.architecture),
+            *map(str, (recipe.epochs, recipe.batch_size, recipe.parts, f"{recipe.lr:g}")),
+        ]
         for name, recipe in PRESETS.items()
     ]
-    click.echo(as_text([["preset", "arch", "epochs", "batch size", "parts", "lr"], *rows]))
+    click.echo(as_text([["preset", "trained for", "arch", "epochs", "batch size", "parts", "lr"], *rows]))
     context.exit()
 
 

@@ -80,13 +80,25 @@ def show_files(out: Path, history: Sequence["Epoch"], *, drawn: bool) -> None:
     click.echo(f"  {path}")
 
 
+def trained_for(preset: str, recipe: "Recipe") -> str:
+    """Return under what noise, or for what radius, a preset trains, and the radius to certify at if that is another."""
+    from rs_plugins.core.training.presets import radius_of
+
+    if recipe.sigma is not None:
+        return f"sigma {recipe.sigma:g}"
+    eps, meant = recipe.options["eps"], radius_of(preset)
+    return f"eps {eps:.4g}" if meant in (None, eps) else f"eps {eps:.4g}, to certify {meant:.4g}"
+
+
 def next_command(out: Path, recipe: "Recipe", options: Mapping[str, Any]) -> str:
     """Return how to certify the network on images that it was not trained on: by votes, or without noise by bounds."""
     from rs_plugins.core.data_sets.opening import has_parts
+    from rs_plugins.core.training.presets import radius_of
 
     data = options["validation"] or (options["data"] if has_parts(options["data"]) else "FORMAT:PLACE")
     trust = ["--trust-model"] if ":" in recipe.architecture else []
-    eps = getattr(recipe.objective(), "eps", None)
+    meant = None if options["preset"] is None else radius_of(options["preset"])
+    eps = getattr(recipe.objective(), "eps", None) if meant is None else meant
     bounds = ["--bounds", "crown", "--eps", "EPS" if eps is None else f"{eps:g}"] if recipe.sigma is None else []
     files = ["--data", data, "--out", str(out / "certified.tsv")]
     return shlex.join(["rs-plugins", "certify", *bounds, "--model", str(out), *trust, *files])

@@ -609,9 +609,12 @@ def test_the_presets_are_listed():
     result = invoke("train --presets")
     assert result.exit_code == 0
     header, *rows = (line.split() for line in result.stdout.splitlines())
-    assert header == ["preset", "arch", "epochs", "batch", "size", "parts", "lr"]
+    assert header == ["preset", "trained", "for", "arch", "epochs", "batch", "size", "parts", "lr"]
     assert [row[0] for row in rows] == list(PRESETS)
-    assert ["smoothmix-cifar10-0.5", "resnet110", "150", "256", "2", "0.1"] in rows
+    assert ["smoothmix-cifar10-0.5", "sigma", "0.5", "resnet110", "150", "256", "2", "0.1"] in rows
+    assert ["gls-mnist-0.3", "eps", "0.3", "cnn7", "70", "256", "1", "0.0005"] in rows
+    certify = ["eps", "0.2,", "to", "certify", "0.1"]
+    assert ["gls-mnist-0.1-pgpe", *certify, "cnn3", "70", "256", "1", "0.0005"] in rows
 
 
 @pytest.mark.usefixtures("folder")

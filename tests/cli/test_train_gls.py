@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from rs_plugins import load_trained
 from rs_plugins.cli import main
 from rs_plugins.cli.recipes import CHANGES, choose_recipe, describe_methods, parse_method
+from rs_plugins.cli.training_words import next_command
 from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.training.folder import Epoch, checkpoints_in
 from rs_plugins.core.training.gls import Gls
 from rs_plugins.core.training.ibp_initial import ibp_initial
-from rs_plugins.core.training.presets import preset
+from rs_plugins.core.training.presets import preset, radius_of
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.errors import InputError
 from rs_plugins.plots import save_training_curves
@@ -150,6 +151,19 @@ def test_what_does_not_go_together(more, message):
     assert result.exit_code != 0
     assert message in result.output
     assert not Path("run").exists()
+
+
+def test_what_to_do_next_is_at_the_radius_that_a_preset_is_meant_for():
+    def command(recipe, **given):
+        return next_command(Path("run"), recipe, options(data="digits", validation=None, **given))
+
+    assert "--eps 0.1 " in command(preset("gls-mnist-0.1"), preset="gls-mnist-0.1")
+    assert "--eps 0.2 " in command(preset("gls-mnist-0.1"))
+    assert "--eps 0.0313725 " in command(preset("gls-cifar10-8-255-crown"), preset="gls-cifar10-8-255-crown")
+    assert "--bounds" not in command(preset("gaussian-mnist-0.5"), preset="gaussian-mnist-0.5")
+    assert [radius_of(name) for name in ("gls-mnist-0.1-crown-pgpe", "gls-cifar10-2-255", "macer-mnist-0.5")] == [
+        *(0.1, 2 / 255, None)
+    ]
 
 
 def test_presets_and_changes():
