@@ -166,6 +166,14 @@ class Gls:
             loss.observe(x)
         return value
 
+    def check_model(self, model: nn.Module, x: Tensor) -> None:
+        """Refuse ``model``, in the mode that it is in, if bounds do not go through it on images like ``x``.
+
+        Raises:
+            ModelError: If so; the message names what it is.
+        """
+        self._read(model, x)
+
     @property
     def schedule(self) -> SmoothEps:
         """The ramp of the radius."""
@@ -195,7 +203,7 @@ class Gls:
         network = self._read(model, x)
         with full_precision(x.device, x.dtype):
             margins = network.margins(Region(x, self.eps), y, method=self.bound, lower_slope=self.lower_slope)
-            return int((margins > slack(margins)).all(dim=1).sum())
+            return int((margins > slack(margins, network.terms(x, y))).all(dim=1).sum())
 
     def state_dict(self) -> Tensors:
         """Return what must be kept between steps to go on: the adapted standard deviations, else nothing."""

@@ -18,7 +18,7 @@ import rs_plugins
 from rs_plugins.core.checks import check_count, check_flag, check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.job import as_data_set, as_training_set, check_classes, check_sigma
-from rs_plugins.core.models import device_and_dtype, digest, probe, without_addresses
+from rs_plugins.core.models import device_and_dtype, digest, modes_restored, probe, without_addresses
 from rs_plugins.core.training.augmentation import crop_and_flip
 from rs_plugins.core.training.batches import Batches, Source, Step, data_set
 from rs_plugins.core.training.best import BestNetworks, best_of
@@ -26,7 +26,7 @@ from rs_plugins.core.training.eps_schedule import SmoothEps
 from rs_plugins.core.training.fabric import Precision, launched_fabric
 from rs_plugins.core.training.folder import Epoch, Progress, TrainingFolder, checkpoints_in, load_checkpoint
 from rs_plugins.core.training.loop import check_finite, minimise
-from rs_plugins.core.training.objective import Objective
+from rs_plugins.core.training.objective import Choosy, Objective
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.stopping import Stop, stop_noted
 from rs_plugins.core.training.trained import check_network
@@ -139,11 +139,13 @@ def train_data_set(
     model.to(fabric.device)
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = recipe.objective()
+    _check_objective(objective, model, data)
     run = _Run(
         fabric=fabric,
         model=model,
         recipe=recipe,
-        objective=recipe.objective(),
+        objective=objective,
         optimizer=recipe.optimizer(model),
         sources=[data_set(data), *([] if more is None else [data_set(more, weight=extra_weight)])],
         watched=watched,
@@ -274,6 +276,15 @@ def _warn_of_a_long_ramp(recipe: Recipe) -> None:
             RSPluginsWarning,
             stacklevel=3,
         )
+
+
+def _check_objective(objective: Objective, model: nn.Module, data: DataSet) -> None:
+    """Refuse, before anything is written, a model that ``objective`` cannot take."""
+    if isinstance(objective, Choosy):
+        device, dtype = device_and_dtype(model)
+        with modes_restored(model):
+            model.train()
+            objective.check_model(model, data.read([0]).to(device, dtype))
 
 
 def _account(recipe: Recipe) -> dict[str, Any]:

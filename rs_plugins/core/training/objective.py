@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,18 @@ class Draws(Protocol):
 
 # The model is in train mode. The result is a scalar.
 Objective = Callable[[nn.Module, Batch, Draws], Tensor]
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """An objective that cannot take every model."""
+
+    def check_model(self, model: nn.Module, x: Tensor) -> None:
+        """Refuse ``model``, in train mode, if it cannot be trained on images like ``x`` (n, *input).
+
+        Raises:
+            ModelError: If so.
+        """
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rs_plugins.core.training.folder import checkpoints_in
 from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.core.training.trained import load_trained
-from rs_plugins.errors import InputError, RSPluginsWarning
+from rs_plugins.errors import InputError, ModelError, RSPluginsWarning
 
 SOURCE = np.random.default_rng(0)
 IMAGES = SOURCE.random((24, 1, 4, 4)).astype("float32")
@@ -73,9 +73,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, options):
     weights, history = train(tmp_path / "whole", recipe(**options))
     assert not equal(weights, normalised().state_dict())
     with pytest.raises(MemoryError):
-        train(
-            tmp_path / "run", recipe(**options), broken(4)
-        )  # the first reading is that of the probe, and an epoch has two
+        train(tmp_path / "run", recipe(**options), broken(5))  # two readings are those of probes, and an epoch has two
     assert len(checkpoints_in(tmp_path / "run")) == 1
     found, again = train(tmp_path / "run", recipe(**options), resume=True)
     assert equal(found, weights)
@@ -116,3 +114,13 @@ def test_the_radius_is_needed():
         Recipe(method="gls")
     with pytest.raises(InputError, match=r"^bound: expected one of 'ibp', "):
         recipe(bound="zonotope")
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(16), nn.Dropout(0.5)], ids=lambda layer: type(layer).__name__)
+def test_what_bounds_do_not_go_through_is_refused_before_anything_is_written(tmp_path, layer):
+    model = nn.Sequential(nn.Flatten(), layer, nn.Linear(16, 2)).eval()
+    with pytest.raises(ModelError, match=rf"^model: 1 \({type(layer).__name__}\)"):
+        train_data_set(model, DATA, recipe(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not model.training
+    assert not model[1].training
