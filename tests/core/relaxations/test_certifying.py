@@ -411,3 +411,20 @@ def test_a_cascade_goes_up_to_its_last_bound():
     assert cascade_up_to("ibp") == ("ibp",)
     with pytest.raises(InputError, match="got 'deep'"):
         cascade_up_to("deep")
+
+
+def test_a_margin_that_is_its_slack_proves_nothing(monkeypatch):
+    margin = 1e-10
+    for _ in range(5):
+        margin = 1e-10 * (1 + margin)
+    found, _ = scripted(
+        monkeypatch, lambda method, names: torch.full((len(names), 2), margin, dtype=torch.float64), cascade=["ibp"]
+    )
+    assert {(c.status, c.margin, c.slack) for c in found} == {("unknown", margin, margin)}
+
+
+def test_two_classes_that_are_equal_are_neither_proved_nor_falsified():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
+    nn.init.zeros_(model[1].weight), nn.init.zeros_(model[1].bias)
+    (found,) = certify_bounds(model, images(1), torch.tensor([0]), 0.1, attack_steps=2)
+    assert (found.status, found.margin) == ("unknown", 0.0)
