@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rs_plugins.activation import activate as activate
     from rs_plugins.activation import activated as activated
     from rs_plugins.activation import deactivate as deactivate
+    from rs_plugins.core.activation_replacement.converting import smooth_activations as smooth_activations
     from rs_plugins.core.attack_evaluation import evaluate_attack as evaluate_attack
     from rs_plugins.core.black_box import BlackBox as BlackBox
     from rs_plugins.core.certification import Certificate as Certificate
@@ -77,6 +78,7 @@ _HOME = {
     "deactivate": "rs_plugins.activation",
     "evaluate_attack": "rs_plugins.core.attack_evaluation",
     "load_trained": "rs_plugins.core.training.trained",
+    "smooth_activations": "rs_plugins.core.activation_replacement.converting",
 }
 _EXTRA = {"rs_plugins_art": "art", "rs_plugins_torchattacks": "torchattacks"}
 __all__ = sorted(_HOME)

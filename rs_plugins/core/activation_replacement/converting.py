@@ -99,9 +99,11 @@ def smooth_activations(
     * ``"fx"``: each call in the source, of a module or a function, gets an activation of its own. Modules and keys
       stay; the result takes images alone. Refused where the way through the model depends on values, shapes or modes.
     * ``"mode"``: modules as above; ReLU functions are caught while the model runs, and share one activation. Any code
-      goes. The model becomes a part of the result: its keys begin with ``model.``. Bounds do not see through it.
+      goes. The model becomes a part of the result: its keys begin with ``model.``. Bounds do not see through it, and
+      torch.compile leaves it as it is.
     * ``"auto"``: the first of modules, fx (for functions) and mode that leaves no ReLU.
 
+    The result is a pair, as a report is what nobody should have to ask for, and the model what everybody goes on with.
     Activations that learn (``"smooth-relu"``) add keys to the state dict. Convert before torch.compile and
     DistributedDataParallel. That no ReLU is left is looked up in runs of the copy on ``example``, in eval and in train
     mode, and not where those do not come by.

@@ -1,8 +1,10 @@
 """A model whose calls of ReLU as a function are caught while it runs, for code that cannot be rewritten."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
@@ -15,7 +17,8 @@ class SmoothedCalls(nn.Module):
 
     One activation serves all those calls: a parameter that it learns is shared by them. In-place calls are written back
     to where they were made. Parts of the model that are called by themselves still use ReLU. torch.fx, and so bounds,
-    do not see such activations, and this is refused; torch.compile sees them.
+    do not see such activations, and this is refused. torch.compile sees some of them (not those instead of
+    ``torch.relu_``), so it is kept out: the model runs as it is, and ``fullgraph=True`` fails.
 
     Args:
         model: The model; kept, not copied.
@@ -35,8 +38,14 @@ class SmoothedCalls(nn.Module):
                 "model: torch.fx does not see activations that are put in while the model runs; convert it with "
                 "mechanism='fx', or write its ReLU calls as modules"
             )
-        with _Replacing(self.activation):
-            return self.model(*args, **kwargs)
+        # nobody compiles who has not imported the compiler, and to do it here would take seconds
+        call = torch.compiler.disable(_call) if "torch._dynamo" in sys.modules else _call
+        return call(self.model, self.activation, args, kwargs)
+
+
+def _call(model: nn.Module, activation: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with _Replacing(activation):
+        return model(*args, **kwargs)
 
 
 class _Replacing(TorchFunctionMode):
