@@ -73,7 +73,7 @@ class BoundsCertifying(PlainGradients):
         y: Any,
         eps: float,
         *,
-        norm: Norm = "linf",
+        norm: Norm | float = "linf",
         cascade: Sequence[str] | None = None,
         alpha_steps: int = 20,
         attack_steps: int = 40,
@@ -90,7 +90,7 @@ class BoundsCertifying(PlainGradients):
             x: (n, *input), pixels in [0, 1].
             y: True classes, in any form.
             eps: Radius of the ball, in pixels.
-            norm: ``"linf"`` or ``"l2"``.
+            norm: ``"linf"`` or ``"l2"``; or as ART has it, ``np.inf``, ``"inf"`` or 2.
             cascade: Which bounds, in order; by default all up to the classifier's ``bound``.
             alpha_steps: Steps in which ``"alpha-crown"`` optimises its slopes.
             attack_steps: Steps of a run of the attack that comes first; 0 for none.
@@ -112,7 +112,7 @@ class BoundsCertifying(PlainGradients):
             images,
             classes,
             eps,
-            norm=norm,
+            norm=_norm(norm),
             cascade=cascade_up_to(self.bound) if cascade is None else cascade,
             alpha_steps=alpha_steps,
             attack_steps=attack_steps,
@@ -126,7 +126,14 @@ class BoundsCertifying(PlainGradients):
         )
 
     def margins(
-        self, x: Any, y: Any, eps: float, method: Method | None = None, *, norm: Norm = "linf", batch_size: int = 32
+        self,
+        x: Any,
+        y: Any,
+        eps: float,
+        method: Method | None = None,
+        *,
+        norm: Norm | float = "linf",
+        batch_size: int = 32,
     ) -> Array:
         """Return lower bounds of logit_y - logit_k over the ball, k in order without y, (n, classes - 1).
 
@@ -137,7 +144,7 @@ class BoundsCertifying(PlainGradients):
             y: True classes, in any form.
             eps: Radius of the ball, in pixels.
             method: ``"ibp"``, ``"crown-ibp"`` or ``"crown"``; the classifier's ``bound`` if not given.
-            norm: ``"linf"`` or ``"l2"``.
+            norm: ``"linf"`` or ``"l2"``; or as ART has it, ``np.inf``, ``"inf"`` or 2.
             batch_size: Images at once.
 
         Raises:
@@ -150,7 +157,7 @@ class BoundsCertifying(PlainGradients):
         rows = [images.new_zeros(0, self.nb_classes - 1)]
         with torch.no_grad():
             for part, true in zip(images.split(size), classes.split(size), strict=True):
-                found = self.model.margins(Region(part.to(place), eps, norm), true.to(place), method)
+                found = self.model.margins(Region(part.to(place), eps, _norm(norm)), true.to(place), method)
                 rows.append(found.cpu())
         return torch.cat(rows).numpy()
 
@@ -241,3 +248,9 @@ def _proved(intervals: Any, y: Any) -> Array:
     own = found[:, 0].gather(1, classes).squeeze(1)
     margins = own - others
     return (margins > slack(margins, own.abs() + others.abs())).numpy()
+
+
+def _norm(norm: Norm | float) -> Norm:
+    """Return a norm by its name here; what is none is left to those who check it."""
+    ours: dict[Any, Norm] = {2: "l2", np.inf: "linf", "inf": "linf"}
+    return ours.get(norm, norm)  # type: ignore[arg-type]

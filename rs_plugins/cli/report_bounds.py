@@ -32,7 +32,7 @@ def their_kind(context: click.Context, logs: Sequence[Path]) -> Literal["bounds"
         return "smoothing"
     if others := [path for path in logs if path not in bounds]:
         raise InputError(
-            f"logs: expected one kind, got {bounds[0]} of bounds and {others[0]} of another; show them apart"
+            f"logs: expected one kind, got {bounds[0]} of bounds and {others[0]} of votes; show them apart"
         )
     given = [name for name in _OF_RADII if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
     if given:

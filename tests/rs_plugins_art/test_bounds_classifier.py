@@ -104,6 +104,13 @@ def test_the_public_name():
     assert rs_plugins.BoundsClassifier is BoundsClassifier
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [(2, "l2"), (np.inf, "linf"), ("inf", "linf")])
+def test_norms_have_names_of_art_too(theirs, ours, x, y):
+    classifier = bounded()
+    assert np.array_equal(classifier.margins(x, y, EPS, norm=theirs), classifier.margins(x, y, EPS, norm=ours))
+    assert [record.made_with.norm for record in classifier.certify_records(x, y, EPS, norm=theirs)] == [ours] * len(x)
+
+
 # ---- bounds --------------------------------------------------------------------------------------------------------
 
 

@@ -31,8 +31,8 @@ from rs_plugins.errors import ModelError
 INPUT = "input"
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d, Normalise, AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, Flatten and other reshapes, "
-    "means, padding, slices, concatenation, sums, constant factors, Dropout in eval mode, ReLU and the activations of "
-    "rs_plugins.core.relaxations.activations"
+    "means, padding, slices, concatenation, sums, constant factors, Dropout in eval mode, ReLU, LeakyReLU, Sigmoid, "
+    "Tanh, Softplus, ELU, CELU, SiLU, GELU, Mish, SmoothReLU, ParametricSoftplus"
 )
 Layer = Affine | Activation | MaxPool
 Read = tuple[Layer, tuple[fx.Node, ...]]

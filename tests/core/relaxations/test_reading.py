@@ -228,7 +228,7 @@ class Noisy(nn.Module):
 REFUSED = {
     "LayerNorm": (
         lambda: [nn.LayerNorm(6)],
-        r"model: 1 \(LayerNorm\): bounds do not go through it; expected Conv2d, Linear, .*ReLU and the activations",
+        r"model: 1 \(LayerNorm\): bounds do not go through it; expected Conv2d, Linear, .*ReLU, .*SiLU",
     ),
     "Softmax": (lambda: [nn.Softmax(1)], r"model: 1 \(Softmax\): bounds do not go through it"),
     "softmax inside": (lambda: [nn.Sequential(Opaque())], r"model: 1.0 \(softmax\): bounds do not go through it"),
