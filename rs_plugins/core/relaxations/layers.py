@@ -170,8 +170,8 @@ class Dropout:
     def _check(self) -> None:
         if self.module.training:
             raise ModelError(
-                f"model: {self.where}: bounds go through dropout in eval mode alone; it is in train mode (leave it out to "
-                "train with bounds)"
+                f"model: {self.where}: bounds go through dropout in eval mode alone; it is in train mode (leave it "
+                "out to train with bounds)"
             )
 
 
