@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rs_plugins.core.relaxations.network import Method
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rs_plugins.core.checks import check_seed
 from rs_plugins.core.models import check_noiseless
+from rs_plugins.core.relaxations.network import Method
 from rs_plugins.core.streams import fresh_seed
 from rs_plugins.core.training.loop import Scheduler
 from rs_plugins.core.training.objective import Batch, Draws

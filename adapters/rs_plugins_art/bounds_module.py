@@ -3,10 +3,10 @@
 from typing import Any, get_args
 
 import torch
-from rs_plugins.core.relaxations.network import Method, RelaxedNetwork
 from torch import Tensor, nn
 
 from rs_plugins.core.models import evaluating
+from rs_plugins.core.relaxations.network import Method, RelaxedNetwork
 from rs_plugins.core.relaxations.regions import Region
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import to_images

@@ -380,7 +380,7 @@ def test_a_certificate_says_with_what_it_was_made():
         ({"x": images() * 255}, r"x: expected pixels in \[0, 1\]"),
         ({"model": lambda x: x}, "model: expected a torch.nn.Module, which bounds can look into, got function"),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_what_makes_no_sense_is_refused(options, message):
     model = network()
