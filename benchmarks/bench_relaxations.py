@@ -253,12 +253,12 @@ def write(out: Path, found: dict[Case, dict[str, Figures]], made: dict[str, Any]
     tables = "\n".join(f"```\n{table(case, figures)}```\n" for case, figures in found.items())
     settings = "\n".join(f"* {name}: {value}" for name, value in made.items())
     text = f"# Bounds: how tight, and what they cost\n\n{NOTES}\n{tables}\n{settings}\n"
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
     figures = [
         {**case._asdict(), "methods": {name: row._asdict() for name, row in rows.items()}}
         for case, rows in found.items()
     ]
-    out.with_suffix(".json").write_text(json.dumps({"made": made, "cases": figures}, indent=2) + "\n")
+    out.with_name(f"{out.name}.json").write_text(json.dumps({"made": made, "cases": figures}, indent=2) + "\n")
 
 
 NOTES = """\

@@ -113,10 +113,10 @@ def write(out: Path, found: Sequence[dict[str, Any]], text: str, made: dict[str,
     """Write the table as Markdown, and the figures of each network as JSON."""
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = "\n".join(f"* {name}: {value}" for name, value in made.items())
-    out.with_suffix(".md").write_text(
+    out.with_name(f"{out.name}.md").write_text(
         f"# Certified training with a smoothed loss\n\n```\n{text}\n```\n\n{NOTES}\n{lines}\n", encoding="utf-8"
     )
-    out.with_suffix(".json").write_text(json.dumps({"made": made, "networks": found}, indent=2) + "\n")
+    out.with_name(f"{out.name}.json").write_text(json.dumps({"made": made, "networks": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
