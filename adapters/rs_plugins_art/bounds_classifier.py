@@ -17,10 +17,8 @@ from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import Array
 from rs_plugins_art.bounds_certifying import BoundsCertifying, ToBoxes
 from rs_plugins_art.bounds_module import BoundedModel
-from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
+from rs_plugins_art.files import load_weights, read_settings, stem
 from rs_plugins_art.neutral import check_host_words
-
-_SAVED = ("bound", "seed", "input_shape", "nb_classes", "channels_first")
 
 
 class BoundsClassifier(BoundsCertifying):
@@ -59,6 +57,7 @@ class BoundsClassifier(BoundsCertifying):
         *BoundsCertifying.estimator_params,
         *("bound", "seed"),
     ]
+    _saved = (*BoundsCertifying._saved, "bound", "seed")
 
     def __init__(
         self,
@@ -202,17 +201,6 @@ class BoundsClassifier(BoundsCertifying):
         )
 
     # ---- files -------------------------------------------------------------------------------------------------------
-
-    def save(self, filename: str, path: str | None = None) -> None:
-        """Write ``<filename>.safetensors``, weights and settings, and ``<filename>.optimizer.pt`` if there is one.
-
-        Args:
-            filename: Name without ending.
-            path: Folder; ART's data folder if not given.
-        """
-        settings = {name: value for name, value in self.get_params().items() if name in _SAVED}
-        settings |= {"clip_values": self._clip_values is not None, "fits": self._fits}
-        save_classifier(stem(filename, path), self.base_model, settings, self._optimizer)
 
     @classmethod
     def load(

@@ -16,15 +16,11 @@ from rs_plugins.core.training.loop import Scheduler
 from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError, ModelError
 from rs_plugins_art.arrays import Array, host_rows, set_aside_broken
-from rs_plugins_art.files import load_weights, read_settings, save_classifier, stem
+from rs_plugins_art.files import load_weights, read_settings, stem
 from rs_plugins_art.fitting import objective_for
 from rs_plugins_art.gradients import SmoothedGradients
 from rs_plugins_art.neutral import refuse_training_mode
 
-_SAVED = (
-    *("sigma", "samples", "noise", "output", "alpha", "seed", "chunk"),
-    *("input_shape", "nb_classes", "channels_first"),
-)
 _OF_FIT_GENERATOR = ("nb_epochs", "verbose", "training_mode", "scheduler", "method", "parts", "first_epoch")
 _OF_FIT = ("batch_size", "drop_last", "validation_data", *_OF_FIT_GENERATOR)
 
@@ -223,20 +219,8 @@ class SmoothedClassifier(SmoothedGradients):
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
-    def save(self, filename: str, path: str | None = None) -> None:
-        """Write ``<filename>.safetensors``, weights and settings, and ``<filename>.optimizer.pt`` if there is one.
-
-        Args:
-            filename: Name without ending.
-            path: Folder; ART's data folder if not given.
-        """
-        save_classifier(stem(filename, path), self.base_model, self._settings(), self._optimizer)
-
     def _settings(self) -> dict[str, Any]:
-        """Return what is saved beside the weights."""
-        settings = {name: value for name, value in self.get_params().items() if name in _SAVED}
-        settings |= {"family": self.family(self.sigma).name, "clip_values": self._clip_values is not None}
-        return settings | {"fits": self._fits}  # so that a loaded classifier goes on with new noise
+        return {**super()._settings(), "family": self.family(self.sigma).name}
 
     @classmethod
     def load(

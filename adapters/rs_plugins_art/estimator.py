@@ -26,6 +26,10 @@ class SmoothedEstimator(Certifying, PixelEstimator):
         *PixelEstimator.estimator_params,
         *("sigma", "samples", "noise", "output", "alpha", "seed", "chunk"),
     ]
+    _saved = (
+        *PixelEstimator._saved,
+        *("sigma", "samples", "noise", "output", "alpha", "seed", "chunk"),
+    )
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -17,6 +17,7 @@ from rs_plugins.core.training.loop import Scheduler, train
 from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import to_images, to_targets
+from rs_plugins_art.files import save_classifier, stem
 from rs_plugins_art.fitting import gradients_kept, in_eval_mode, one_epoch
 from rs_plugins_art.neutral import (
     check_clip_values,
@@ -59,6 +60,8 @@ class PixelEstimator(PyTorchClassifier):
     estimator_params = [  # noqa: RUF012  a plain list is what the host extends and reads
         name for name in PyTorchClassifier.estimator_params if name not in ("use_amp", "opt_level", "loss_scale")
     ]
+
+    _saved: ClassVar[tuple[str, ...]] = ("input_shape", "nb_classes", "channels_first")  # settings in a file
 
     def __init__(
         self,
@@ -269,7 +272,22 @@ class PixelEstimator(PyTorchClassifier):
             if after_epoch is not None:
                 after_epoch(epoch, total / seen)
 
-    # ---- copies ------------------------------------------------------------------------------------------------------
+    # ---- files and copies --------------------------------------------------------------------------------------------
+
+    def save(self, filename: str, path: str | None = None) -> None:
+        """Write ``<filename>.safetensors``, weights and settings, and ``<filename>.optimizer.pt`` if there is one.
+
+        Args:
+            filename: Name without ending.
+            path: Folder; ART's data folder if not given.
+        """
+        save_classifier(stem(filename, path), self.base_model, self._settings(), self._optimizer)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what is saved beside the weights."""
+        settings = {name: value for name, value in self.get_params().items() if name in self._saved}
+        settings |= {"clip_values": self._clip_values is not None}
+        return settings | {"fits": self._fits}  # so that a loaded classifier goes on with new noise
 
     def clone_for_refitting(self: E) -> E:
         """Return a copy with new weights, and a new optimiser of the same type and defaults."""
