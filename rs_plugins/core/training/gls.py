@@ -19,14 +19,18 @@ from rs_plugins.core.training.eps_schedule import RampShape, SmoothEps
 from rs_plugins.core.training.gradient_estimators import RGS, GradientEstimator, PlainGradient
 from rs_plugins.core.training.objective import Batch, Draws
 from rs_plugins.core.training.pgpe import PGPE
-from rs_plugins.core.training.weight_noise import NoiseMode, Tensors
+from rs_plugins.core.training.weight_noise import Tensors, WeightNoiseMode
 from rs_plugins.errors import InputError
 
 Gradient = Literal["plain", "rgs", "pgpe"]
 SIGMA_W = {"rgs": 0.1, "pgpe": 1e-2}
 _CHOICES = {
-    "bound": Method, "gradient": Gradient, "noise_mode": NoiseMode, "ramp_shape": RampShape, "lower_slope": LowerSlope
-}  # fmt: skip
+    "bound": Method,
+    "gradient": Gradient,
+    "noise_mode": WeightNoiseMode,
+    "ramp_shape": RampShape,
+    "lower_slope": LowerSlope,
+}
 _NOISE = ("sigma_w", "sigma_w_end", "decay")
 _RGS, _PGPE = ("draws", "noise_mode", "antithetic"), ("population", "ranks", "adapt", "lr_sd", "chunk")
 _IDLE = {"plain": (*_RGS, *_PGPE, *_NOISE), "rgs": _PGPE, "pgpe": _RGS}  # what each gradient has no use for
@@ -117,7 +121,7 @@ class Gls:
     bound: Method = "crown-ibp"
     gradient: Gradient = "rgs"
     draws: int = 2
-    noise_mode: NoiseMode = "relative"
+    noise_mode: WeightNoiseMode = "relative"
     antithetic: bool = True
     population: int = 256
     ranks: bool = False

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from rs_plugins.core.checks import check_count, check_flag, check_nonnegative
 from rs_plugins.core.training.objective import Draws
-from rs_plugins.core.training.weight_noise import NoiseMode, Tensors, at, deviations, moved, noise, trained
+from rs_plugins.core.training.weight_noise import Tensors, WeightNoiseMode, at, deviations, moved, noise, trained
 from rs_plugins.errors import InputError
 
 
@@ -62,7 +62,7 @@ class RGS:
 
     draws: int = 2
     sigma_w: float = 0.1
-    mode: NoiseMode = "relative"
+    mode: WeightNoiseMode = "relative"
     antithetic: bool = True
 
     def __post_init__(self) -> None:
@@ -71,8 +71,8 @@ class RGS:
         object.__setattr__(self, "antithetic", check_flag(self.antithetic, "antithetic"))
         if self.antithetic and self.draws % 2:
             raise InputError(f"draws: expected an even number of antithetic draws, got {self.draws}")
-        if self.mode not in get_args(NoiseMode):
-            expected = ", ".join(map(repr, get_args(NoiseMode)))
+        if self.mode not in get_args(WeightNoiseMode):
+            expected = ", ".join(map(repr, get_args(WeightNoiseMode)))
             raise InputError(f"mode: expected one of {expected}, got {self.mode!r}")
 
     def __call__(self, loss: nn.Module, inputs: tuple[Any, ...], draws: Draws, scale: float = 1.0) -> Tensor:

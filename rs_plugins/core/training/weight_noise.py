@@ -10,7 +10,7 @@ from torch.func import functional_call
 from rs_plugins.core.training.objective import Draws
 from rs_plugins.errors import InputError
 
-NoiseMode = Literal["relative", "fixed"]
+WeightNoiseMode = Literal["relative", "fixed"]
 Tensors = dict[str, Tensor]  # by the names of the parameters
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -25,7 +25,7 @@ def trained(loss: nn.Module) -> Tensors:
     return {name: value for name, value in loss.named_parameters() if value.requires_grad}
 
 
-def deviations(loss: nn.Module, sigma_w: float, mode: NoiseMode) -> Tensors:
+def deviations(loss: nn.Module, sigma_w: float, mode: WeightNoiseMode) -> Tensors:
     """Return the standard deviation of the noise on each parameter that gets some, as constants.
 
     Args:
