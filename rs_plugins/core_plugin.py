@@ -16,6 +16,7 @@ def rs_plugins_components() -> list[Component]:
         Component("trainer", "gaussian", "rs_plugins.core.training.gaussian:Gaussian"),
         Component("trainer", "gls", "rs_plugins.core.training.gls:Gls"),
         Component("trainer", "macer", "rs_plugins.core.training.macer:Macer"),
+        Component("trainer", "sat", "rs_plugins.core.training.sat:Sat"),
         Component("trainer", "smoothadv", "rs_plugins.core.training.smoothadv:SmoothAdv"),
         Component("trainer", "smoothmix", "rs_plugins.core.training.smoothmix:SmoothMix"),
         Component("trainer", "stability", "rs_plugins.core.training.stability:Stability"),

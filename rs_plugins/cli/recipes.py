@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 # options of the command that change the recipe's setting of that name
 CHANGES = (
-    *("architecture", "initial", "normalise", "augment", "epochs", "batch_size", "parts", "algorithm"),
+    *("architecture", "activation", "initial", "normalise", "augment"),
+    *("epochs", "batch_size", "parts", "algorithm"),
     *("lr", "schedule", "lr_step", "lr_milestones", "lr_factor", "lr_drop", "lr_warmup"),
-    *("momentum", "weight_decay", "gradient_clip"),
+    *("momentum", "nesterov", "weight_decay", "weight_decay_of", "gradient_clip"),
 )
 
 
@@ -38,6 +39,8 @@ def choose_recipe(options: Mapping[str, Any]) -> "Recipe":
     changes = {option: options[option] for option in CHANGES if options[option] is not None}
     if changes.get("normalise") == "none":
         changes["normalise"] = None
+    if "activation" in changes:
+        changes["activation"], changes["activation_options"] = parse_activation(changes["activation"])
     if name is None:
         if method is None:
             raise InputError("method: expected --method NAME, with --sigma for most, or --preset NAME, got neither")
@@ -56,6 +59,27 @@ def choose_recipe(options: Mapping[str, Any]) -> "Recipe":
     if "epochs" in changes:
         recipe = recipe.shortened(changes.pop("epochs"))
     return recipe.changed(**changes)
+
+
+def parse_activation(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the activation and its options in ``NAME`` or ``NAME:OPTION=VALUE,…``.
+
+    Raises:
+        InputError: If there is no such activation or option, or a value is none for it; the message says what there is.
+    """
+    from rs_plugins.core.activations import ACTIVATIONS
+
+    name, given = split_text(text, "activation")
+    if name not in ACTIVATIONS:
+        raise InputError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    known = inspect.signature(ACTIVATIONS[name]).parameters
+    for option in given:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise InputError(f"activation: {name} has no option {option!r}; {has}")
+    return name, {
+        option: convert(option, value, known[option].annotation, "activation") for option, value in given.items()
+    }
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:

@@ -80,12 +80,12 @@ def _parse_milestones(_context: click.Context, _option: click.Parameter, text: s
     metavar="NAME[:OPTION=VALUE,...]",
     help="gaussian, stability, stability-rs4a, stability-confseq, smoothadv, smoothmix, consistency or macer, such as "
     "smoothmix:steps=4,w_mix=5 or smoothadv:attack=pgd,eps=0.5,steps=10,samples=4; without --sigma: gls, such as "
-    "gls:eps=0.1,bound=crown-ibp,gradient=rgs.",
+    "gls:eps=0.1,bound=crown-ibp,gradient=rgs, and sat, such as sat:eps=8/255,steps=2.",
 )
 @click.option(
     "--methods", is_flag=True, is_eager=True, expose_value=False, callback=_list_methods, help="Explain them and stop."
 )
-@click.option("--sigma", type=float, help="Noise, in pixels of [0, 1]; beside --method, but for gls.")
+@click.option("--sigma", type=float, help="Noise, in pixels of [0, 1]; beside --method, but for gls and sat.")
 @click.option("--preset", metavar="NAME", help="Instead of both: a paper's recipe, such as smoothmix-mnist-0.5.")
 @click.option(
     "--presets", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets, help="List them and stop."
@@ -107,6 +107,13 @@ def _parse_milestones(_context: click.Context, _option: click.Parameter, text: s
     "timm.NAME, or NAME of either.  [the preset's, else lenet]",
 )
 @click.option(
+    "--activation",
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="Put it in the place of ReLU: silu, gelu, elu, celu, softplus, mish, smooth-relu or parametric-softplus, such "
+    "as celu:alpha=0.5; relu-attack-grad, relu-update-grad or relu-both-grads give ReLU a smooth gradient there.  [the "
+    "preset's, else relu]",
+)
+@click.option(
     "--normalise",
     type=click.Choice(["none", "data", "cifar10", "imagenet"]),
     help="Whose mean and standard deviation the first layer has; data: those of the training images.  [the preset's, "
@@ -114,9 +121,9 @@ def _parse_milestones(_context: click.Context, _option: click.Parameter, text: s
 )
 @click.option(
     "--initial",
-    type=click.Choice(["default", "ibp"]),
-    help="Initial weights: those of the layers, or Shi et al.'s for training by interval bounds.  [the preset's, else "
-    "default]",
+    type=click.Choice(["default", "ibp", "zero-residual"]),
+    help="Initial weights: those of the layers; Shi et al.'s for training by interval bounds; or scales of 0 at the "
+    "ends of residual blocks.  [the preset's, else default]",
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Begin with these: safetensors, or tensors of torch.")
 @click.option(
@@ -157,7 +164,13 @@ def _parse_milestones(_context: click.Context, _option: click.Parameter, text: s
     "--lr-warmup", type=int, help="Let it rise in a straight line for so many epochs first.  [the preset's, else 0]"
 )
 @click.option("--momentum", type=float, help="Momentum of sgd.  [the preset's, else 0.9]")
+@click.option("--nesterov/--no-nesterov", default=None, help="Whether it is Nesterov's.  [as the preset, else not]")
 @click.option("--weight-decay", type=float, help="Weight decay.  [the preset's, else 0.0001]")
+@click.option(
+    "--weight-decay-of",
+    type=click.Choice(["all", "weights"]),
+    help="Let all parameters decay, or the weights of linear and convolutional layers alone.  [the preset's, else all]",
+)
 @click.option(
     "--gradient-clip", type=float, help="Scale gradients down to this l2 norm.  [the preset's, else as they are]"
 )
@@ -169,8 +182,8 @@ def _parse_milestones(_context: click.Context, _option: click.Parameter, text: s
 @click.option(
     "--validation",
     metavar="FORMAT[:PLACE]",
-    help="Measure an accuracy on these after each epoch: under one noise draw, for gls certified by its own bound.  "
-    "[the part test of --data, if any]",
+    help="Measure an accuracy on these after each epoch: under one noise draw, for gls certified by its own bound, for "
+    "sat under an attack.  [the part test of --data, if any]",
 )
 @click.option("--validation-images", type=int, help="So many of them, evenly spaced; 0: none.  [1000]")
 @click.option(
@@ -235,7 +248,13 @@ def _run(out: Path, quiet: bool, **options: Any) -> None:
     find_modules_here()
     data = open_training_data(options)
     with _about_the_network(recipe.architecture):
-        network = describe_network(data.whole, recipe.architecture, normalise=recipe.normalise, seed=options["seed"])
+        network = describe_network(
+            *(data.whole, recipe.architecture),
+            normalise=recipe.normalise,
+            activation=recipe.activation,
+            activation_options=recipe.activation_options,
+            seed=options["seed"],
+        )
         of_weights = _classes_in_weights(options, network)
         model = initial_network(network, options["weights"], classes=of_weights, initial=recipe.initial)
         if _first_process():

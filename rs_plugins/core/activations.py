@@ -5,7 +5,9 @@ near ReLU and differentiable. Those that torch has (`torch.nn.SiLU`, `torch.nn.G
 `torch.nn.Mish`) are not written again; `make_activation` makes any of them by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rs_plugins.core.checks import check_flag, check_positive
+from rs_plugins.core.smooth_backward import ReLUWithSmoothBackward
 from rs_plugins.errors import InputError
 
 IDENTITY_ABOVE = 40.0  # log(1 + exp(40)) - 40 is 4e-18: less than the rounding of 40 in float64
@@ -108,30 +111,36 @@ def make_activation(name: str, **options: Any) -> nn.Module:
     """A fresh activation module by name.
 
     Args:
-        name: "relu", "silu", "gelu", "elu", "celu", "softplus", "mish", "smooth-relu" or "parametric-softplus".
+        name: "relu", "silu", "gelu", "elu", "celu", "softplus", "mish", "smooth-relu" or "parametric-softplus"; or
+            "relu-attack-grad", "relu-update-grad" or "relu-both-grads", for `ReLUWithSmoothBackward`.
         options: What the module's constructor takes: ``approximate="tanh"`` of GELU, ``alpha`` of ELU and CELU,
-            ``initial`` and ``learnable`` of `SmoothReLU`, ``sharpness`` of `ParametricSoftplus`, ….
+            ``initial`` and ``learnable`` of `SmoothReLU`, ``sharpness`` of the latter four, ….
 
     Raises:
         InputError: If there is no such activation, or it has no such option.
     """
-    factory = _FACTORIES.get(name)
+    factory = ACTIVATIONS.get(name)
     if factory is None:
-        raise InputError(f"activation: expected one of {', '.join(_FACTORIES)}, got {name!r}")
+        raise InputError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     try:
         return factory(**options)
     except TypeError as error:
         raise InputError(f"activation {name}: {error}") from None
 
 
-_FACTORIES: dict[str, Callable[..., nn.Module]] = {
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "elu": nn.ELU,
-    "celu": nn.CELU,
-    "softplus": nn.Softplus,
-    "mish": nn.Mish,
-    "smooth-relu": SmoothReLU,
-    "parametric-softplus": ParametricSoftplus,
-}
+ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {
+        "relu": nn.ReLU,
+        "silu": nn.SiLU,
+        "gelu": nn.GELU,
+        "elu": nn.ELU,
+        "celu": nn.CELU,
+        "softplus": nn.Softplus,
+        "mish": nn.Mish,
+        "smooth-relu": SmoothReLU,
+        "parametric-softplus": ParametricSoftplus,
+        "relu-attack-grad": partial(ReLUWithSmoothBackward, "attack_grad"),
+        "relu-update-grad": partial(ReLUWithSmoothBackward, "update_grad"),
+        "relu-both-grads": partial(ReLUWithSmoothBackward, "both_grads"),
+    }
+)

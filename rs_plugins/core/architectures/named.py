@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rs_plugins.core.activation_replacement.converting import smooth_activations
 from rs_plugins.core.architectures.cifar_resnet import CifarResNet, Shortcut
 from rs_plugins.core.architectures.cnn import cnn3, cnn5, cnn7
 from rs_plugins.core.architectures.lenet import lenet
@@ -36,6 +37,9 @@ def make_network(
     channels: int | None = None,
     size: int | None = None,
     width: float | None = None,
+    activation: str = "relu",
+    activation_options: Mapping[str, Any] | None = None,
+    shape: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -54,6 +58,10 @@ def make_network(
         size: Height and width of the images; only for ``cnn3``, ``cnn5`` and ``cnn7``, by default 28 for 1 channel and
             32 for others.
         width: What the numbers of channels and hidden neurons are multiplied by; only for these, 1 by default.
+        activation: What is put in the place of ReLU (`smooth_activations`), a name that `make_activation` takes;
+            ``"relu"`` leaves the network as it is.
+        activation_options: The options of that activation.
+        shape: Of one image, beside another activation than ReLU: on one of this shape it is tried.
         mean: What is subtracted from each channel, in pixels; None for no normalisation.
         std: What each channel is divided by, in pixels; None only centres.
         seed: Of the initial weights.
@@ -76,7 +84,20 @@ def make_network(
         raise InputError(f"mean: expected one number per channel, {expected} for {name}, got {got}")
     with torch.device("cpu"), global_randomness(weights):
         network = recipe.make()
+    network = _with_activation(network, activation, activation_options or {}, shape)
     return network if normalise is None else nn.Sequential(normalise, network)
+
+
+def _with_activation(
+    network: nn.Module, activation: str, options: Mapping[str, Any], shape: Sequence[int] | None
+) -> nn.Module:
+    if activation == "relu":
+        if options:
+            raise InputError(f"activation_options: expected another activation than relu beside them, got {options}")
+        return network
+    if shape is None:
+        raise InputError(f"shape: expected that of an image beside activation={activation!r}, got None")
+    return smooth_activations(network, activation, shape, **options).model
 
 
 def _normalise(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalise | None:

@@ -13,13 +13,20 @@ from rs_plugins.core.checkpoints import load_weights
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.training.ibp_initial import ibp_initial
 from rs_plugins.core.training.recipe import Initial
+from rs_plugins.core.training.residual_initial import zero_residual
 from rs_plugins.errors import InputError
 
 NORMALISATIONS = ("data", *STATISTICS)
 
 
 def describe_network(
-    data: DataSet, architecture: str, *, normalise: str | None = None, seed: int = 0
+    data: DataSet,
+    architecture: str,
+    *,
+    normalise: str | None = None,
+    activation: str = "relu",
+    activation_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Return the arguments of `make_network` for a network of the images of ``data``, as plain data.
 
@@ -29,6 +36,8 @@ def describe_network(
         architecture: A name as `make_network` takes it.
         normalise: Whose mean and standard deviation the first layer has: ``"data"`` for those of ``data``,
             ``"cifar10"`` or ``"imagenet"`` for those in use; None for no such layer.
+        activation: What is put in the place of ReLU, as in a `Recipe`.
+        activation_options: Its options.
         seed: Of the initial weights.
 
     Raises:
@@ -43,6 +52,9 @@ def describe_network(
         if len(data.shape) != 3 or data.shape[1] != data.shape[2]:
             raise InputError(f"size: {architecture} takes square images, got shape {data.shape}")
         network["size"] = data.shape[1]
+    if activation != "relu":
+        network |= {"activation": activation, "shape": list(data.shape)}
+        network |= {"activation_options": dict(activation_options)} if activation_options else {}
     if normalise is None:
         return network
     found = statistics(data) if normalise == "data" else STATISTICS[normalise]
@@ -73,7 +85,9 @@ def initial_network(
     """
     model = make_network(**network)
     if weights is None:
-        return ibp_initial(model, seed=network.get("seed", 0)) if initial == "ibp" else model
+        if initial == "ibp":
+            return ibp_initial(model, seed=network.get("seed", 0))
+        return zero_residual(model) if initial == "zero-residual" else model
     if classes is None:
         load_weights(model, weights)
         return model

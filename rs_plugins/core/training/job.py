@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 # settings of a recipe that earlier versions did not have: named where they are not at their defaults
-_LATER = ("initial", "lr_warmup", "gradient_clip")
+_LATER = (
+    *("initial", "lr_warmup", "gradient_clip", "activation", "activation_options", "nesterov", "weight_decay_of"),
+)
 
 
 def train_data_set(
@@ -292,11 +294,14 @@ def _account(recipe: Recipe) -> dict[str, Any]:
 
     That is after any number of epochs, so their number is part of it only where it decides the steps from the first on.
     """
-    usual = {field.name: field.default for field in fields(Recipe)}
-    later = (name for name in _LATER if getattr(recipe, name) == usual[name])
+    plain = Recipe(method=recipe.method, sigma=recipe.sigma, options=recipe.options)
+    later = (name for name in _LATER if getattr(recipe, name) == getattr(plain, name))
     without = {"options", *recipe.idle, *later, *(() if recipe.schedule == "cosine" else ("epochs",))}
     names = [field.name for field in fields(recipe) if field.name not in without]
-    return {**{name: getattr(recipe, name) for name in names}, "objective": without_addresses(repr(recipe.objective()))}
+    account = {name: getattr(recipe, name) for name in names}
+    if "activation_options" in account:
+        account["activation_options"] = dict(recipe.activation_options)
+    return {**account, "objective": without_addresses(repr(recipe.objective()))}
 
 
 def _frozen(model: nn.Module) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rs_plugins.core.training.gaussian import Gaussian
 from rs_plugins.core.training.gls import Gls
 from rs_plugins.core.training.macer import Macer
 from rs_plugins.core.training.objective import Objective
+from rs_plugins.core.training.sat import Sat
 from rs_plugins.core.training.smoothadv import SmoothAdv
 from rs_plugins.core.training.smoothmix import SmoothMix
 from rs_plugins.core.training.stability import Stability, StabilityConfSeq, StabilityRs4a
@@ -21,6 +22,7 @@ METHODS: Mapping[str, Any] = MappingProxyType(
         "gaussian": Gaussian,
         "gls": Gls,
         "macer": Macer,
+        "sat": Sat,
         "smoothadv": SmoothAdv,
         "smoothmix": SmoothMix,
         "stability": Stability,

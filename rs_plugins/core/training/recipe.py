@@ -10,21 +10,31 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from rs_plugins.core.activations import make_activation
 from rs_plugins.core.checks import check_count, check_flag, check_nonnegative, check_positive
 from rs_plugins.core.training.methods import make_objective
 from rs_plugins.core.training.objective import Objective
+from rs_plugins.core.training.weight_noise import weighted_layers
 from rs_plugins.errors import InputError, RSPluginsWarning
 
 Algorithm = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["step", "milestones", "cosine"]
 Drop = Literal["documented", "reference"]
-Initial = Literal["default", "ibp"]
-_CHOICES = {"algorithm": Algorithm, "schedule": Schedule, "lr_drop": Drop, "initial": Initial}
+Initial = Literal["default", "ibp", "zero-residual"]
+Decayed = Literal["all", "weights"]
+_CHOICES = {
+    "algorithm": Algorithm,
+    "schedule": Schedule,
+    "lr_drop": Drop,
+    "initial": Initial,
+    "weight_decay_of": Decayed,
+}
 # options of methods, each with its least value; those that are no integers need not become any
 _COUNTED_IN_EPOCHS = {"warmup": 1, "deferred": 0, "ramp_start": 0, "ramp": 0, "decay": 0}
 # settings that not every algorithm or schedule has a use for, and what they are for
 _ONLY_FOR = {
     "momentum": ("sgd",),
+    "nesterov": ("sgd",),
     "lr_step": ("step",),
     "lr_milestones": ("milestones",),
     "lr_factor": ("step", "milestones"),
@@ -41,8 +51,11 @@ class Recipe:
         options: Its options.
         sigma: Standard deviation of the noise on the images, in pixels; None for a method without.
         architecture: Name of the network (`rs_plugins.core.architectures`).
-        initial: The initial weights: ``"default"``, those of the layers, or ``"ibp"``, those of Shi et al. (2021) for
-            training by interval bounds (`rs_plugins.core.training.ibp_initial`).
+        activation: What is put in the place of its ReLU, a name that `make_activation` takes; ``"relu"`` leaves it.
+        activation_options: The options of that activation.
+        initial: The initial weights: ``"default"``, those of the layers; ``"ibp"``, those of Shi et al. (2021) for
+            training by interval bounds (`rs_plugins.core.training.ibp_initial`); ``"zero-residual"``, the layers' but
+            for scales of 0 at the ends of residual blocks (`rs_plugins.core.training.residual_initial`).
         normalise: Of which data the network subtracts the mean and divides by the standard deviation first.
         augment: Whether images are cropped at random from 4 more pixels on each side, and flipped.
         epochs: Passes over the data.
@@ -62,7 +75,10 @@ class Recipe:
         lr_warmup: In so many epochs at the beginning it rises in a straight line, from step to step: of T steps the
             t-th, from 1, has t/T of what it would have otherwise.
         momentum: Momentum of SGD.
+        nesterov: Whether it is Nesterov's.
         weight_decay: Weight decay.
+        weight_decay_of: What decays: ``"all"`` parameters, or the ``"weights"`` of linear and convolutional layers
+            alone, neither biases nor normalisation nor activations.
         gradient_clip: If the l2 norm of the gradient by all parameters is above this, it is scaled down to it; None
             for no bound.
 
@@ -75,6 +91,8 @@ class Recipe:
     sigma: float | None = None
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     architecture: str = "lenet"
+    activation: str = "relu"
+    activation_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     initial: Initial = "default"
     normalise: str | None = None
     augment: bool = False
@@ -90,12 +108,16 @@ class Recipe:
     lr_drop: Drop = "documented"
     lr_warmup: int = 0
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 1e-4
+    weight_decay_of: Decayed = "all"
     gradient_clip: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", getattr(self.objective(), "sigma", self.sigma))  # method and options, too
-        self._check("augment", check_flag)
+        make_activation(self.activation, **self.activation_options)  # refuses what is unknown
+        for name in ("augment", "nesterov"):
+            self._check(name, check_flag)
         for name in ("epochs", "lr_warmup"):
             self._check(name, check_count, least=0)
         self._check("lr_milestones", _check_milestones)
@@ -113,11 +135,14 @@ class Recipe:
                 raise InputError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}")
         for name, value in self._defaults(self.idle).items():
             if getattr(self, name) != value:
-                kind, has = ("optimiser", self.algorithm) if name == "momentum" else ("schedule", self.schedule)
+                of_optimiser = name in ("momentum", "nesterov")
+                kind, has = ("optimiser", self.algorithm) if of_optimiser else ("schedule", self.schedule)
                 needs = f"{kind} {' or '.join(_ONLY_FOR[name])}"
                 raise InputError(f"{name}: only for the {needs}, got {getattr(self, name)} with {has}")
         if self.schedule == "milestones" and not self.lr_milestones:
             raise InputError("lr_milestones: expected epochs beside the schedule milestones, got none")
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov: expected momentum above 0 beside it, got 0")
 
     def _check(self, name: str, check: Callable[..., Any], **how: Any) -> None:
         """Replace the setting ``name`` by what ``check`` makes of it."""
@@ -141,10 +166,15 @@ class Recipe:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise InputError("model: expected a parameter that is to be trained, got none with requires_grad")
+        groups: Any = trained
+        if self.weight_decay_of == "weights":
+            weights = {id(layer.weight) for layer in weighted_layers(model)}
+            decayed, others = ([one for one in trained if (id(one) in weights) == decays] for decays in (True, False))
+            groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        how: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.algorithm == "sgd":
-            return torch.optim.SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        make = torch.optim.Adam if self.algorithm == "adam" else torch.optim.AdamW
-        return make(trained, lr=self.lr, weight_decay=self.weight_decay)
+            return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, **how)
+        return (torch.optim.Adam if self.algorithm == "adam" else torch.optim.AdamW)(groups, **how)
 
     def learning_rate(self, epoch: int, passed: float | None = None) -> float:
         """Return the learning rate in ``epoch``, from 0.
