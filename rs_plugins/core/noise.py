@@ -1,13 +1,27 @@
-"""Noise families: how to draw, and the radius that a probability buys."""
+"""Noise families: how to draw, and the radius that a probability buys. Others than Gaussian: `noise_families`.
 
+Radii are rounded down, probabilities that buy a radius up. They are of noise in real numbers: draws, and their sum with
+an image, are rounded to the type that the model takes.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from rs_plugins.core.checks import check_positive
+from rs_plugins.core.rounding import (
+    float_below,
+    normal_cdf_above,
+    normal_quantile_above,
+    normal_quantile_below,
+    product_below,
+    quotient_above,
+)
 from rs_plugins.errors import InputError
 
 
@@ -31,7 +45,7 @@ class Noise(Protocol):
         """Fill ``out`` with independent draws from ``generator`` and return it."""
 
     def radius(self, p_lower: float) -> float:
-        """Return the radius certified by a lower bound ``p_lower`` >= 1/2 on the top class's probability."""
+        """Return the radius that a lower bound ``p_lower`` >= 1/2 on the top class's probability buys, rounded down."""
 
 
 @runtime_checkable
@@ -39,7 +53,7 @@ class NoiseAtRadius(Noise, Protocol):
     """A noise family whose radius can be inverted, so that a plan can ask for a radius."""
 
     def probability(self, radius: float) -> float:
-        """Return a probability of the top class that certifies ``radius``, as small as rounding allows."""
+        """Return a probability of the top class that certifies ``radius``, rounded up; 1 where none below 1 does."""
 
 
 @runtime_checkable
@@ -48,6 +62,14 @@ class NoiseWithRunnerUp(Noise, Protocol):
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:
         """Return the radius certified by p_lower >= runner_up, bounds on the top class and on every other one."""
+
+
+@runtime_checkable
+class NoiseOfShape(Protocol):
+    """A noise family whose radius depends on the shape of an image, as in the norm linf."""
+
+    def for_shape(self, shape: Sequence[int], /) -> Noise:
+        """Return the noise for images of ``shape``, without the batch; called once, before it is asked for a radius."""
 
 
 class Family(Protocol):
@@ -85,13 +107,12 @@ class GaussianNoise:
         Raises:
             InputError: If ``p_lower`` is outside [1/2, 1]: below 1/2 nothing is certified.
         """
-        if not 0.5 <= p_lower <= 1:
-            raise InputError(f"p_lower: expected a probability in [1/2, 1], got {p_lower}")
-        return self.sigma * float(ndtri(p_lower))
+        quantile = normal_quantile_below(check_p_lower(p_lower))
+        return product_below(self.sigma, quantile) if math.isfinite(quantile) else quantile
 
     def probability(self, radius: float) -> float:
-        """Return Φ(radius / sigma) for a radius >= 0 in pixels, rounded up to be on the safe side, at most 1."""
-        return 0.5 if radius == 0 else min(1.0, float(ndtr(radius / self.sigma)) * (1 + 2**-50))
+        """Return Φ(radius / sigma) for a radius >= 0 in pixels, rounded up, at most 1."""
+        return normal_cdf_above(quotient_above(radius, self.sigma))
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:
         """Return sigma/2·(Φ⁻¹(p_lower) - Φ⁻¹(runner_up)), in pixels (Cohen et al. 2019, Theorem 1).
@@ -99,13 +120,36 @@ class GaussianNoise:
         Raises:
             InputError: If not 0 < runner_up <= p_lower < 1.
         """
-        if not 0 < runner_up <= p_lower < 1:
-            raise InputError(f"runner_up: expected a probability in (0, p_lower = {p_lower}], got {runner_up}")
-        return self.sigma / 2 * float(ndtri(p_lower) - ndtri(runner_up))
+        check_between(p_lower, runner_up)
+        low, high = normal_quantile_below(p_lower), normal_quantile_above(runner_up)
+        if low <= high:
+            return 0.0
+        return float_below(Fraction(self.sigma) / 2 * (Fraction(low) - Fraction(high)))
 
 
-def make_noise(family: Family, sigma: float) -> Noise:
-    """Return ``family`` at ``sigma`` pixels.
+def check_p_lower(p_lower: float) -> float:
+    """Return ``p_lower`` if it is a bound that certifies something.
+
+    Raises:
+        InputError: If it is outside [1/2, 1].
+    """
+    if not 0.5 <= p_lower <= 1:
+        raise InputError(f"p_lower: expected a probability in [1/2, 1], got {p_lower}")
+    return p_lower
+
+
+def check_between(p_lower: float, runner_up: float) -> None:
+    """Check bounds on the top class and on every other one.
+
+    Raises:
+        InputError: If not 0 < runner_up <= p_lower < 1.
+    """
+    if not 0 < runner_up <= p_lower < 1:
+        raise InputError(f"runner_up: expected a probability in (0, p_lower = {p_lower}], got {runner_up}")
+
+
+def make_noise(family: Family, sigma: float, shape: Sequence[int] | None = None) -> Noise:
+    """Return ``family`` at ``sigma`` pixels, for images of ``shape`` if it is given.
 
     Raises:
         InputError: If ``sigma`` is not a finite number above 0, or what the family returns is no `Noise`.
@@ -116,4 +160,6 @@ def make_noise(family: Family, sigma: float) -> Noise:
     missing = [name for name in ("name", "norm", "sigma", "draw_", "radius") if not hasattr(noise, name)]
     if missing:
         raise InputError(f"family: expected a noise family, got {family!r}, whose noise has no {', '.join(missing)}")
+    if shape is not None and isinstance(noise, NoiseOfShape):
+        return noise.for_shape(tuple(shape))
     return noise  # type: ignore[no-any-return]
