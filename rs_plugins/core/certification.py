@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 
 import rs_plugins
 from rs_plugins.core.black_box import Predict, as_base_classifier
-from rs_plugins.core.checks import check_probability
+from rs_plugins.core.checks import check_images, check_indices, check_probability
 from rs_plugins.core.confidence import majority_p_value
 from rs_plugins.core.identity import identity, numerics
 from rs_plugins.core.models import Unchanged, UnseenModule, without_addresses
@@ -111,13 +112,49 @@ class Certificates(Iterator[Certificate]):
         classes: How many classes the model tells apart.
     """
 
-    def __init__(self, made_with: Callable[[], Provenance], certificates: Iterator[Certificate], classes: int) -> None:
-        self._made_with, self._certificates, self.classes = made_with, certificates, classes
+    def __init__(
+        self,
+        poll: Poll,
+        plan: Plan,
+        watch: Callable[[Certificate], bool | None] | None,
+        progress: bool,
+        ahead: int = 0,
+    ) -> None:
+        self._poll, self._plan, self._watch, self._progress = poll, plan, watch, progress
+        self._certificates, self.classes = _certificates(poll, plan, watch, progress, ahead), poll.classes
 
     @property
     def made_with(self) -> Provenance:
         """What all of them are made with, if the model stays as it is until the first is asked for."""
-        return self._made_with()
+        return _provenance(self._poll, self._plan)
+
+    def go_on(self, images: Tensor, indices: Sequence[int], *, ahead: int = 0) -> "Certificates":
+        """Return the certificates of further images, when all of these are taken, or none of them.
+
+        They are those that `certify` would return, but what it measures, compiles and tries out first is taken from
+        here: worth while where images come in small parts.
+
+        Args:
+            images: (n, *input), of the same shape as the first.
+            indices: Position of each in its data set, (n,).
+            ahead: How many images are to come after these. Where much is to come a trial of chunks pays off, which
+                changes the speed alone.
+
+        Raises:
+            InputError: If images or indices cannot be.
+        """
+        poll = copy(self._poll)
+        if not len(poll.images):
+            raise InputError("images: expected a run that was begun with images, got one without")
+        shape, wanted = tuple(images.shape[1:]), tuple(self._poll.images.shape[1:])
+        if shape != wanted:
+            raise InputError(
+                f"images: expected the shape (n, {', '.join(map(str, wanted))}), got {tuple(images.shape)}"
+            )
+        poll.images, poll.indices = check_images(images, "images"), check_indices(indices, len(images))
+        if hasattr(poll.noise, "check_images"):  # some noise is for images on a grid alone
+            poll.noise.check_images(poll.images, poll.indices)
+        return Certificates(poll, self._plan, self._watch, self._progress, ahead)
 
     def __next__(self) -> Certificate:
         return next(self._certificates)
@@ -197,7 +234,7 @@ def certify(
     )
     plan.check(poll.noise)
     _check_watch(watch, plan)
-    return Certificates(lambda: _provenance(poll, plan), _certificates(poll, plan, watch, progress), poll.classes)
+    return Certificates(poll, plan, watch, progress)
 
 
 def _check_plan(plan: Plan) -> Plan:
@@ -215,9 +252,10 @@ def _check_watch(watch: object, plan: Plan) -> None:
 
 
 def _certificates(
-    poll: Poll, plan: Plan, watch: Callable[[Certificate], bool | None] | None, progress: bool
+    poll: Poll, plan: Plan, watch: Callable[[Certificate], bool | None] | None, progress: bool, ahead: int
 ) -> Iterator[Certificate]:
     made_with, weights = _provenance(poll, plan), Unchanged(poll.model)
+    most = plan.most * (1 + ahead // max(1, len(poll.images)))  # an image's share of the work that is known of
 
     def certificate(index: int, verdict: Verdict, invalid: int, seconds: float) -> Certificate:
         return Certificate(index=index, invalid=invalid, seconds=seconds, made_with=made_with, **vars(verdict))
@@ -231,7 +269,7 @@ def _certificates(
         return plan.procedure(Case(poll.noise, draw, lambda: turn.seconds, report))
 
     with _Progress(plan.most, len(poll.images), shown=progress) as bar:
-        for index, ballot in zip(poll.indices, poll.run(procedure, most=plan.most), strict=True):
+        for index, ballot in zip(poll.indices, poll.run(procedure, most=most), strict=True):
             weights.check()  # else the votes would be of several models, under the digits of the first
             warn_invalid(index, ballot.invalid)
             bar.advance(ballot.result)

@@ -1,10 +1,7 @@
 """Certification as a job: a data set certified into a log, which can be killed at any moment and gone on with."""
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import chain, islice
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,11 +10,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rs_plugins.core.black_box import Predict
-from rs_plugins.core.certification import Certificate, Certificates, certify
+from rs_plugins.core.certification import Certificate
 from rs_plugins.core.checks import check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.data_sets.opening import open_data_set, open_training_set
-from rs_plugins.core.identity import identity
+from rs_plugins.core.engines.engine import MEMORY, Engine, SingleProcess, Task
 from rs_plugins.core.models import device_and_dtype, probe
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import Plan
@@ -29,12 +26,7 @@ from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError
 
 __all__ = ["Selection", "certify_data_set"]
 
-# What a module is known by is kept when it runs, but for attributes that its forward assigns (core/identity.py).
-_ADVICE = "let no hook or list keep what forward computes, or assign it to an attribute in forward"
-MEMORY = 2**28  # bytes of images that are held at a time
 LIKELY_SIGMA = 4.0  # a larger one is probably meant for pixels in [0, 255]
-
-_Run = Callable[..., Certificates]
 
 
 def certify_data_set(
@@ -49,6 +41,7 @@ def certify_data_set(
     resume: bool = False,
     progress: bool = False,
     memory: int = MEMORY,
+    engine: Engine | None = None,
     **options: Any,
 ) -> Results:
     """Certify images of ``data`` into the file ``log``, each finished image on disk before the next result is taken.
@@ -68,6 +61,8 @@ def certify_data_set(
         resume: Go on with ``log`` if it exists. Without, a log that exists is refused.
         progress: Whether to show a progress bar.
         memory: At most this many bytes of images are held at a time, but at least one image.
+        engine: What runs the images, this process by default; `rs_plugins.core.engines.ray_engine.RayEngine` has
+            several. It changes no certificate.
         options: Further options of `certify`, such as ``chunk`` and ``device``.
 
     Returns:
@@ -83,26 +78,21 @@ def certify_data_set(
     data = as_data_set(data)
     selection = selection or Selection()
     positions = selection.positions(len(data))
-    run: _Run = partial(certify, model, sigma=sigma, plan=plan, seed=check_seed(seed), **options)
+    task = Task(model, sigma, plan, check_seed(seed), options)
     if isinstance(model, nn.Module):
         home, dtype = device_and_dtype(model, options.get("device"))
         check_classes(probe(model, data.read(positions[:1]).to(home, dtype)), data)
-        settled = identity(model)
     with ResultsWriter(log) as writer:
         left = positions_left(writer, positions)
-        parts = _parts(left or positions[:1], max(1, memory // (4 * math.prod(data.shape))))
-        runs = (run(data.read(part), indices=part) for part in parts)
-        first = next(runs)
-        if isinstance(model, nn.Module) and identity(model) != settled:
-            raise ModelError("model: running it changes what it is, so --resume would not know it again; " + _ADVICE)
-        if not isinstance(model, nn.Module):
-            check_classes(first.classes, data)
-        writer.begin(first.made_with, data.identity, selection)
-        with _Progress(read_results(log), len(positions), plan, shown=progress) as bar:
-            for certificate in chain.from_iterable(chain([first], runs)) if left else ():
-                label = int(data.labels[certificate.index])
-                writer.write(certificate, label)
-                bar.add(certificate, label)
+        with (engine or SingleProcess()).run(task, data, left or positions[:1], memory) as run:
+            if not isinstance(model, nn.Module):
+                check_classes(run.classes, data)
+            writer.begin(run.made_with, data.identity, selection)
+            with _Progress(read_results(log), len(positions), plan, shown=progress) as bar:
+                for certificate in run.certificates if left else ():
+                    label = int(data.labels[certificate.index])
+                    writer.write(certificate, label)
+                    bar.add(certificate, label)
     return read_results(log)
 
 
@@ -190,12 +180,6 @@ def positions_left(writer: LogWriter, positions: Sequence[int]) -> list[int]:
                 "give the same start, stop, skip and shard, or choose another file"
             )
     return list(positions[len(done) :])
-
-
-def _parts(positions: Sequence[int], size: int) -> Iterator[list[int]]:
-    rest = iter(positions)
-    while part := list(islice(rest, size)):
-        yield part
 
 
 class _Progress:

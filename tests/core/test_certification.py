@@ -263,6 +263,46 @@ def test_no_radius_is_infinite():
     assert 8 * 0.01 < certificate.radius < 0.1
 
 
+def test_a_run_goes_on_with_other_images():
+    model, plan = network(), FixedBudget(n0=10, n=200)
+    first = certify(model, IMAGES[:2], 0.5, plan=plan, seed=3)
+    expected = figures(certify(model, IMAGES, 0.5, plan=plan, seed=3))
+    assert figures(first) == expected[:2]
+    second = first.go_on(IMAGES[4:], range(4, len(IMAGES)))
+    assert second.made_with == first.made_with
+    assert second.classes == first.classes
+    assert figures(second) == expected[4:]
+    assert figures(second.go_on(IMAGES[2:4], [2, 3])) == expected[2:4]
+
+
+def test_a_run_goes_on_before_it_has_begun():
+    """The trial of chunks is for all images that are to come."""
+    model, plan, sizes = network(), FixedBudget(n0=10, n=2000), []
+    expected = figures(certify(model, IMAGES, 0.5, plan=plan))
+    model.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    begun = certify(model, IMAGES[:1], 0.5, plan=plan)
+    certificates = begun.go_on(IMAGES, range(len(IMAGES)), ahead=10**5)
+    del sizes[:]
+    assert figures(certificates) == expected
+    assert 2048 in sizes  # four times the rule of thumb
+
+
+@pytest.mark.parametrize(
+    ("images", "indices", "message"),
+    [
+        (torch.zeros(1, 4), [0], r"images: expected the shape \(n, 3\), got \(1, 4\)"),
+        (torch.full((1, 3), 2.0), [0], r"images: expected pixels in \[0, 1\]"),
+        (torch.zeros(1, 3), [0, 1], r"indices: expected one per image \(1\), got 2"),
+    ],
+    ids=["shape", "pixels", "indices"],
+)
+def test_what_a_run_cannot_go_on_with(images, indices, message):
+    with pytest.raises(InputError, match=message):
+        certify(network(), IMAGES, 0.5).go_on(images, indices)
+    with pytest.raises(InputError, match="images: expected a run that was begun with images, got one without"):
+        certify(network(), IMAGES[:0], 0.5).go_on(IMAGES, range(6))
+
+
 def test_no_images_no_certificates():
     assert list(certify(network(), IMAGES[:0], 0.5)) == []
 
