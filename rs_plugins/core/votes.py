@@ -85,8 +85,8 @@ class Poll:
         compile: bool = False,  # noqa: A002 (torch's name for it)
     ) -> None:
         check_noiseless(model, "model")
-        self.noise = make_noise(family, sigma)
         self.images = check_images(images, "images")
+        self.noise = make_noise(family, sigma, images.shape[1:])
         channels_last = check_channels_last(channels_last, images)
         self.runner = Runner(model, device=device, dtype=dtype, channels_last=channels_last)
         self.model, self.device, self.dtype = self.runner.model, self.runner.device, self.runner.dtype

@@ -1,5 +1,6 @@
 """The largest radius of a grid that is certified, with no more votes than this question needs."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ class OnGrid:
         """Return the probability that each radius takes, for those that ``n`` votes can certify if all agree."""
         if not isinstance(noise, NoiseAtRadius):
             raise InputError(f"family: expected noise with probability(radius) for this plan, got {noise.name} noise")
-        probabilities = (noise.probability(radius) for radius in self.radii)
+        # a float may be a little less than the decimal that is printed for it
+        probabilities = (noise.probability(math.nextafter(radius, math.inf) if radius else 0.0) for radius in self.radii)
         return tuple(p for p in probabilities if p < 1 and p**self.n < 0.999 * self.alpha)
 
     def tests(self, noise: Noise) -> list[Boundary]:
