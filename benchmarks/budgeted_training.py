@@ -3,6 +3,7 @@
 import math
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from machine import Clock
@@ -14,6 +15,7 @@ from rs_plugins.core.training.batches import Batches, tensors
 from rs_plugins.core.training.fabric import launched_fabric
 from rs_plugins.core.training.loop import minimise
 from rs_plugins.core.training.objective import Objective
+from rs_plugins.core.training.recipe import Decayed, Recipe
 
 WARM_UP = 0.1  # of the budget
 BATCH_SIZE = 128
@@ -60,6 +62,7 @@ def train_within(
     *,
     adam: bool,
     lr: float,
+    weight_decay_of: Decayed = "all",
     device: str = "cpu",
     threads: int = 1,
     seed: int = 0,
@@ -67,11 +70,11 @@ def train_within(
 ) -> Spent:
     """Train ``model`` in place until ``budget`` is spent, in bfloat16 mixed precision.
 
-    The learning rate rises to ``lr`` in a tenth of the budget and falls with a cosine to 0 at its end.
+    The learning rate rises to ``lr`` in a tenth of the budget and falls with a cosine to 0 at its end. All parameters
+    decay, or the weights of layers alone, as ``weight_decay_of`` of a `Recipe` says.
     """
     model.to(device, memory_format=torch.channels_last)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = _optimizer(parameters, adam=adam, lr=lr)
+    optimizer = optimizer_of(model, adam=adam, lr=lr, weight_decay_of=weight_decay_of)
     fabric = launched_fabric(device, "bf16-mixed")
     steps = minimise(
         *(fabric, model, objective, [tensors(x, y)], Batches([len(x)], BATCH_SIZE, seed=seed), optimizer),
@@ -102,10 +105,13 @@ def learning_rate(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
-def _optimizer(parameters: list[nn.Parameter], *, adam: bool, lr: float) -> torch.optim.Optimizer:
-    if adam:
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=5e-4)
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+def optimizer_of(
+    model: nn.Module, *, adam: bool = False, lr: float, weight_decay_of: Decayed = "all"
+) -> torch.optim.Optimizer:
+    """Return AdamW or SGD with Nesterov's momentum for ``model``, with a weight decay of 5e-4."""
+    how: dict[str, Any] = {"algorithm": "adamw"} if adam else {"momentum": 0.9, "nesterov": True}
+    recipe = Recipe(method="gaussian", sigma=1.0, lr=lr, weight_decay=5e-4, weight_decay_of=weight_decay_of, **how)
+    return recipe.optimizer(model)
 
 
 def _set(optimizer: torch.optim.Optimizer, lr: float) -> None:
