@@ -31,12 +31,14 @@ def smooth_relu(z: Tensor, curvature: Tensor | float) -> Tensor:
         z: Any shape.
         curvature: b > 0, the second derivative at 0+; a number or a tensor that broadcasts with ``z``.
     """
-    b = torch.as_tensor(curvature, dtype=z.dtype, device=z.device)
+    b = _finite(torch.as_tensor(curvature, dtype=z.dtype, device=z.device))
     positive = functional.threshold(z, 0.0, 0.0)  # ReLU by a name that nobody puts another activation in place of
-    scaled = b * positive
-    # Where b z overflows, log(1 + b z) / b is lost in the rounding of z, whatever large number stands in.
-    scaled = torch.where(scaled.isinf(), torch.finfo(z.dtype).max, scaled)
-    return positive - torch.log1p(scaled) / b
+    return positive - torch.log1p(_finite(b * positive)) / b
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Put a large number where b z, or b in half precision, overflows: log(1 + b z) / b is lost in rounding there."""
+    return torch.where(values.isinf(), torch.finfo(values.dtype).max, values)
 
 
 def parametric_softplus(z: Tensor, sharpness: float) -> Tensor:
@@ -76,9 +78,9 @@ class SmoothReLU(nn.Module):
         b = self.b_raw.square()
         return torch.where(b > _LEAST_CURVATURE, b, torch.full_like(b, _LEAST_CURVATURE))
 
-    def forward(self, z: Tensor) -> Tensor:
-        """SmoothReLU of every entry of ``z``, of any shape."""
-        return smooth_relu(z, self.curvature)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that it has in torch's activations
+        """SmoothReLU of every entry of ``input``, of any shape."""
+        return smooth_relu(input, self.curvature)
 
     def extra_repr(self) -> str:
         """What the module is made with."""
@@ -98,9 +100,9 @@ class ParametricSoftplus(nn.Module):
         super().__init__()
         self.sharpness = check_positive(sharpness, "sharpness")
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Softplus of every entry of ``z``, of any shape."""
-        return parametric_softplus(z, self.sharpness)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that it has in torch's activations
+        """Softplus of every entry of ``input``, of any shape."""
+        return parametric_softplus(input, self.sharpness)
 
     def extra_repr(self) -> str:
         """What the module is made with."""

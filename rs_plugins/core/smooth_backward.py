@@ -39,12 +39,12 @@ class ReLUWithSmoothBackward(nn.Module):
         self.sharpness = check_positive(sharpness, "sharpness")
         self._purpose: Purpose | None = None
 
-    def forward(self, z: Tensor) -> Tensor:
-        """ReLU of every entry of ``z``, of any shape."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that it has in torch's activations
+        """ReLU of every entry of ``input``, of any shape."""
         smooth = self._purpose is not None and self.where in (f"{self._purpose}_grad", "both_grads")
         if not smooth:
-            return functional.relu(z)
-        result: Tensor = _SmoothBackward.apply(z, self.sharpness)  # type: ignore[no-untyped-call]
+            return functional.relu(input)
+        result: Tensor = _SmoothBackward.apply(input, self.sharpness)  # type: ignore[no-untyped-call]
         return result
 
     def extra_repr(self) -> str:
@@ -56,9 +56,10 @@ class ReLUWithSmoothBackward(nn.Module):
 def gradient_for(model: nn.Module, purpose: Purpose) -> Iterator[nn.Module]:
     """Let each `ReLUWithSmoothBackward` in ``model`` know whose gradient is taken; afterwards as before.
 
-    The forward pass has to be inside the block, the backward pass need not. In a model without such modules nothing
-    happens, so that a training step can always say what it does. The purpose is kept in the modules: two threads must
-    not use one model for different purposes at the same time.
+    The forward pass has to be inside the block; the backward pass need not, except with torch.utils.checkpoint, which
+    runs the forward pass again: outside the block its ``use_reentrant=False`` fails, and True takes ReLU's gradient.
+    In a model without such modules nothing happens, so that a training step can always say what it does. The purpose
+    is kept in the modules: two threads must not use one model for different purposes at the same time.
 
     Args:
         model: The model.
@@ -92,9 +93,9 @@ class _SmoothBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         z, ctx.sharpness = inputs
-        ctx.save_for_backward(z)
+        ctx.save_for_backward(z, output)  # one more than ReLU keeps, so that checkpointing sees the difference
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        (z,) = ctx.saved_tensors
+        z, _ = ctx.saved_tensors
         return gradients[0] * torch.sigmoid(ctx.sharpness * z), None

@@ -1,5 +1,6 @@
 """Activations against the table of formulas, derivatives, and what happens at 0 and far from it."""
 
+import copy
 import math
 
 import pytest
@@ -86,6 +87,7 @@ def test_smooth_relu_is_continuously_differentiable_at_zero_with_curvature_b():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("module", [SmoothReLU(), SmoothReLU(1e-9), ParametricSoftplus()], ids=repr)
 def test_extreme_inputs(module, dtype):
+    module = copy.deepcopy(module)
     module = module.to(dtype)
     largest = torch.finfo(dtype).max
     z = torch.tensor([-largest, -1e30, -1e4, 0.0, 1e4, 1e30, largest], dtype=dtype, requires_grad=True)
@@ -97,7 +99,19 @@ def test_extreme_inputs(module, dtype):
     torch.testing.assert_close(values[-2:], z.detach()[-2:])
     parameters = [parameter.grad for parameter in module.parameters()]
     assert all(gradient.isfinite() for gradient in parameters)
-    module.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("raw", [20.0, 300.0])
+def test_half_precision(raw, dtype):
+    module = SmoothReLU(raw).to(dtype)
+    z = torch.tensor([-60000.0, -1.0, 0.0, 0.25, 1.0, 200.0, 60000.0], dtype=dtype, requires_grad=True)
+    values = module(z)
+    values.sum().backward()
+    assert z.grad.isfinite().all()
+    assert module.b_raw.grad.isfinite()
+    expected = smooth_relu(z.detach().double(), raw**2)
+    torch.testing.assert_close(values.detach().double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
 
 
 @given(st.floats(-50, 50), st.floats(0.3, 30))

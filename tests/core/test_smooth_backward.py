@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from rs_plugins.core.activation_replacement.converting import smooth_activations
 from rs_plugins.core.identity import identity
@@ -57,6 +58,17 @@ def test_second_derivatives_and_vmap():
     values = torch.tensor([torch.nan, torch.inf, -torch.inf])
     with gradient_for(module, "attack"):
         torch.testing.assert_close(module(values), values.relu(), equal_nan=True)
+
+
+def test_checkpointing_needs_the_backward_pass_inside():
+    module, z = ReLUWithSmoothBackward(sharpness=3.0), GRID.clone().requires_grad_()
+    with gradient_for(module, "update"):
+        checkpoint(module, z, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(z.grad, torch.sigmoid(3 * GRID))
+    with gradient_for(module, "update"):
+        total = checkpoint(module, z, use_reentrant=False).sum()
+    with pytest.raises(CheckpointError, match="different number of tensors"):
+        total.backward()
 
 
 def test_the_switch_is_put_back():

@@ -126,14 +126,15 @@ class CallCounter(TorchFunctionMode):
         relu: Calls of ReLU, by name.
         similar: Calls that look like ReLU, by name.
         replaced: Calls of modules in the place of ReLU.
-        every: Calls of ReLU, also inside those modules.
+        every: Calls of ReLU, also of integers and inside those modules.
+        inside: Calls of ReLU and ReLU6 inside those modules.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.relu: Counter[str] = Counter()
         self.similar: Counter[str] = Counter()
-        self.replaced = self.every = self._depth = 0
+        self.replaced = self.every = self.inside = self._depth = 0
 
     def __torch_function__(
         self,
@@ -146,10 +147,12 @@ class CallCounter(TorchFunctionMode):
         kwargs = kwargs or {}
         call = relu_call(func, args, kwargs)
         name = call.name if call is not None else _FUSED_NAMES.get(func)
-        self.every += call is not None and not call.capped
-        if not self._depth and name is not None:
+        self.every += func in RELU and not is_capped_name(RELU[func].name)
+        if self._depth:
+            self.inside += name is not None
+        elif name is not None:
             self.relu[name] += 1
-        elif not self._depth:
+        else:
             similar = look_alike(func, args, kwargs)
             self.similar.update(() if similar is None else (similar,))
         return func(*args, **kwargs)

@@ -3,21 +3,23 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rs_plugins.core.activation_replacement.calls import is_capped_name
+from rs_plugins.core.activation_replacement.calls import CallCounter, is_capped_name, is_relu
 from rs_plugins.core.activation_replacement.function_mode import SmoothedCalls
 from rs_plugins.core.activation_replacement.rewriting import Untraceable, rewrite
-from rs_plugins.core.activation_replacement.running import count, outputs, reads_what_it_handed_in
+from rs_plugins.core.activation_replacement.running import called_again, count, outputs, reads_what_it_handed_in
 from rs_plugins.core.activation_replacement.surgery import Replacements, replace_modules
 from rs_plugins.core.activations import make_activation
 from rs_plugins.core.checks import check_count, check_flag, check_floating
 from rs_plugins.core.frozen_copy import frozen_copy, unwrapped
 from rs_plugins.core.models import check_noiseless
+from rs_plugins.core.smooth_backward import ReLUWithSmoothBackward
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError, ModelError, ModelWarning
 
@@ -97,16 +99,19 @@ def smooth_activations(
     * ``"modules"``: modules in the place of ReLU modules, hooks kept. Paths and state-dict keys stay; a ReLU that is
       used at several places becomes one activation, which learns one parameter for all.
     * ``"fx"``: each call in the source, of a module or a function, gets an activation of its own. Modules and keys
-      stay; the result takes images alone. Refused where the way through the model depends on values, shapes or modes.
+      stay; the result takes images alone, has no other methods of the model, and goes by what its attributes were.
+      Refused where the way through the model depends on values, shapes or modes, where it draws random numbers as
+      Python's, and where it keeps something in itself. torch.utils.checkpoint is lost.
     * ``"mode"``: modules as above; ReLU functions are caught while the model runs, and share one activation. Any code
-      goes. The model becomes a part of the result: its keys begin with ``model.``. Bounds do not see through it, and
-      torch.compile leaves it as it is.
+      goes, except that torch.utils.checkpoint runs parts again where nothing is caught. The model becomes a part of the
+      result: its keys begin with ``model.``. Bounds do not see through it, and torch.compile leaves it as it is.
     * ``"auto"``: the first of modules, fx (for functions) and mode that leaves no ReLU.
 
     The result is a pair, as a report is what nobody should have to ask for, and the model what everybody goes on with.
     Activations that learn (``"smooth-relu"``) add keys to the state dict. Convert before torch.compile and
     DistributedDataParallel. That no ReLU is left is looked up in runs of the copy on ``example``, in eval and in train
-    mode, and not where those do not come by.
+    mode, and not where those do not come by. What computes ReLU by ``where``, a mask or a leak of 0 is not known. ReLU
+    of weights is replaced, too. Activations in frozen layers learn unless they are frozen.
 
     Args:
         model: A classifier.
@@ -119,13 +124,14 @@ def smooth_activations(
 
     Raises:
         InputError: If an argument has an impossible value.
-        ModelError: If ``model`` fails on the example, has script modules, cannot be copied, or still calls ReLU.
+        ModelError: If ``model`` fails on the example or returns no tensors, has script modules, cannot be copied, or
+            still calls ReLU, or if the converted copy fails.
     """
     mechanism, strict = _check_mechanism(mechanism), check_flag(strict, "strict")
     make = _maker(activation, options)
     _check_convertible(model)
     images = _images(model, example)
-    _check_runs(model, images)
+    _check_runs(_copy(model), images)
     conversion = _Conversion(model, make, images, mechanism)
     converted, report = conversion.best()
     if report.remaining:
@@ -171,8 +177,10 @@ class _Conversion:
         renewed = replace_modules(copy, made)
         if mechanism == "modules":
             return renewed
-        calls = count(renewed, self._images, made.modules, training=False).relu
-        made.uncapped += [name for name in calls if is_capped_name(name)]
+        calls = self._count(renewed, made)
+        if calls.inside and not isinstance(made.modules[0], ReLUWithSmoothBackward):
+            raise ModelError("activation: it calls ReLU itself, which mechanism='mode' would replace in modules, too")
+        made.uncapped += [name for name in calls.relu if is_capped_name(name)]
         return SmoothedCalls(renewed, made.new("", training=renewed.training))
 
     def _rewritten(self, copy: nn.Module, made: Replacements, after_surgery: bool) -> nn.Module:
@@ -188,13 +196,16 @@ class _Conversion:
         return self._make().to(home.device, home.dtype)
 
     def _report(self, converted: nn.Module, mechanism: Mechanism, made: Replacements) -> ActivationReport:
-        calls = count(converted, self._images, made.modules, training=False)
+        calls = self._count(converted, made)
         remaining, similar, unchecked = dict(calls.relu), dict(calls.similar), ""
         try:
             trained = count(converted, self._images, made.modules, training=True)
             remaining, similar = {**trained.relu, **remaining}, {**trained.similar, **similar}
         except Exception as error:  # whatever a model may raise where it cannot be trained on two images
             unchecked = f"{type(error).__name__}: {error}"
+        if isinstance(converted, SmoothedCalls):
+            again = called_again(converted, self._images)
+            remaining |= {"in a backward pass with checkpointing": again} if again else {}
         learned = {id(parameter) for module in made.modules for parameter in module.parameters()}
         return ActivationReport(
             activation=repr(self._make()),
@@ -209,6 +220,13 @@ class _Conversion:
             remaining=remaining,
             unchecked=unchecked,
         )
+
+    def _count(self, model: nn.Module, made: Replacements) -> CallCounter:
+        try:
+            return count(model, self._images, made.modules, training=False)
+        except Exception as error:  # whatever an activation may raise where ReLU did not
+            reason = f"{type(error).__name__}: {error}"
+            raise ModelError(f"model: with {self._make()!r} in the place of ReLU it fails: {reason}") from error
 
 
 class _NotRewritten(ModelError):  # noqa: N818 - a reason to go on with the next mechanism
@@ -227,23 +245,28 @@ def _check_mechanism(mechanism: Mechanism) -> Mechanism:
 def _maker(activation: str | Callable[[], nn.Module], options: dict[str, Any]) -> Callable[[], nn.Module]:
     """Return what makes a fresh activation, after it has made one."""
     if isinstance(activation, str):
-        if activation == "relu":
-            raise InputError("activation: expected another one than ReLU, which is what is replaced")
-        make_activation(activation, **options)
-        return lambda: make_activation(activation, **options)
+        return _checked(partial(make_activation, activation, **options))
     if not callable(activation) or isinstance(activation, nn.Module):
         advice = f"; pass lambda: {activation!r}" if isinstance(activation, nn.Module) else ""
         got = type(activation).__name__
         raise InputError(f"activation: expected a name or a function that makes a module, got a {got}{advice}")
     if options:
         raise InputError(f"activation: expected a name where there are options, got {activation!r} and {options}")
+    return _checked(activation)
+
+
+def _checked(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     try:
-        made = activation()
+        made = make()
     except TypeError as error:
         raise InputError(f"activation: expected a function without arguments that makes a module: {error}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"activation: expected a function that makes a torch.nn.Module, got one of {made!r}")
-    return activation
+    if is_relu(made):
+        raise InputError("activation: expected another one than ReLU, which is what is replaced")
+    if getattr(made, "inplace", False):
+        raise InputError(f"activation: expected one that leaves its input as it is, got {made!r}")
+    return make
 
 
 def _check_convertible(model: nn.Module) -> None:
@@ -278,10 +301,12 @@ def _home(model: nn.Module, otherwise: Tensor) -> Tensor:
 
 def _check_runs(model: nn.Module, images: Tensor) -> None:
     try:
-        outputs(model, images, training=False)
+        found = outputs(model, images, training=False)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f"model: it fails on an input of shape {tuple(images.shape)}: {reason}") from error
+    if not found:
+        raise ModelError("model: expected it to return tensors, or a tuple, list or dictionary of them")
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -1,21 +1,22 @@
 """A forward pass rewritten with torch.fx, so that each place that calls ReLU calls an activation of its own."""
 
 import importlib
+import random
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, fx, nn
 
 from rs_plugins.core.activation_replacement.calls import RELU, is_relu, relu_call
-from rs_plugins.core.activation_replacement.running import outputs, same
+from rs_plugins.core.activation_replacement.running import Attributes, outputs, same, undisturbed
 from rs_plugins.core.activation_replacement.surgery import Replacements, put
 from rs_plugins.core.activations import ParametricSoftplus, SmoothReLU
-from rs_plugins.core.global_randomness import global_randomness
 
 _ROOT = "model"  # where the model hangs while it is followed: the first part of every path
 _SITES = "smooth_activations"  # where activations in the place of functions hang, in the module that called them
-_UNLIKE_THE_CHECK = 1  # seed: random numbers that are drawn while following must not be those of the check
 
 
 class Untraceable(Exception):  # noqa: N818 - a reason, and not always a mistake
@@ -49,7 +50,8 @@ class RewrittenModel(nn.Module):
         return self._run(self, x)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_run"}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name != "_run"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -76,7 +78,10 @@ def rewrite(model: nn.Module, images: Tensor, replacements: Replacements) -> Rew
     """
     tracer = _Tracer(replacements)
     _check_hooks(model, tracer)
-    holder, graph = _followed(model, tracer)
+    holder, graph = _followed(model, tracer, training=False)
+    _, in_training = _followed(model, tracer, training=True)
+    if graph.python_code("self").src != in_training.python_code("self").src:
+        raise Untraceable("it goes another way in train mode")
     literals = {name: value for name, value in vars(holder).items() if isinstance(value, Tensor)}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr") and node.target not in literals:
@@ -90,7 +95,12 @@ def rewrite(model: nn.Module, images: Tensor, replacements: Replacements) -> Rew
     for path, nodes in sites.items():
         _renew(graph, nodes, path, model, replacements)
     graph.lint()
-    return RewrittenModel(model, graph.python_code("self"), literals)
+    rewritten = RewrittenModel(model, graph.python_code("self"), literals)
+    try:
+        outputs(rewritten, images, training=False)
+    except Exception as error:
+        raise Untraceable(f"with other activations it fails: {type(error).__name__}: {error}") from error
+    return rewritten
 
 
 class _Holder(nn.Module):
@@ -116,17 +126,28 @@ class _Tracer(fx.Tracer):
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
-def _followed(model: nn.Module, tracer: _Tracer) -> tuple[nn.Module, fx.Graph]:
+def _followed(model: nn.Module, tracer: _Tracer, *, training: bool) -> tuple[nn.Module, fx.Graph]:
     holder = _Holder(model)
-    try:
-        with global_randomness(_UNLIKE_THE_CHECK):
+    with undisturbed(model):
+        first_draws = _draws()
+    with undisturbed(model):
+        before = Attributes(model.train(training))
+        try:
             graph = tracer.trace(holder)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else "no reason given"
-        raise Untraceable(f"torch.fx cannot follow it: {type(error).__name__}: {reason}") from error
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else "no reason given"
+            raise Untraceable(f"torch.fx cannot follow it: {type(error).__name__}: {reason}") from error
+        if before.changed():
+            raise Untraceable("its forward pass changes its attributes or buffers")
+        if _draws() != first_draws:
+            raise Untraceable("it draws random numbers that torch.fx takes for constants")
     if any(node.target == _ROOT for node in graph.nodes):
         raise Untraceable(f"it is a {type(model).__name__}, into which torch.fx does not look")
     return holder, graph
+
+
+def _draws() -> tuple[float, float, float]:
+    return random.random(), np.random.random(), float(torch.rand(()))  # noqa: NPY002
 
 
 def _check_hooks(model: nn.Module, tracer: _Tracer) -> None:

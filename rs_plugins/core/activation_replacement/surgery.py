@@ -25,9 +25,9 @@ class WrittenBack(nn.Module):
         super().__init__()
         self.activation = activation
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Return ``z``, of any shape, after it was overwritten; gradients go through the activation."""
-        return z.copy_(self.activation(z.clone()))
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that it has in torch's activations
+        """Return ``input``, of any shape, after it was overwritten; gradients go through the activation."""
+        return input.copy_(self.activation(input.clone()))
 
 
 @dataclass

@@ -16,7 +16,9 @@ class ResidualBlock(nn.Module):
         self.relu = relu()
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outside)
-        self.downsample = nn.Conv2d(inside, outside, 1, stride, bias=False) if inside != outside else None
+        self.downsample = None
+        if inside != outside:
+            self.downsample = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
     def forward(self, x):
         identity = x

@@ -2,18 +2,22 @@
 
 import pickle
 import warnings
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from rs_plugins.core.activation_replacement.calls import CallCounter, look_alike
 from rs_plugins.core.activation_replacement.converting import smooth_activations
-from rs_plugins.core.activations import ParametricSoftplus
+from rs_plugins.core.activations import ParametricSoftplus, make_activation
 from rs_plugins.core.identity import identity
 from rs_plugins.core.relaxations.network import RelaxedNetwork
 from rs_plugins.core.relaxations.regions import Region
+from rs_plugins.core.smooth_backward import ReLUWithSmoothBackward
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import InputError, ModelError, ModelWarning
 
@@ -137,6 +141,116 @@ def test_a_module_that_torch_does_not_know():
     torch.testing.assert_close(model(x), F.silu(guest.layer(x)))
 
 
+class Counting(nn.Module):
+    """Changes, as it runs, an attribute and a buffer, which it puts another in place of."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.relu, self.runs = nn.Linear(4, 3), nn.ReLU(inplace=True), 0
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        z = self.layer(x)
+        self.runs += 1
+        self.mean = 0.9 * self.mean + 0.1 * z.mean(0)
+        return F.relu(self.relu(z - self.mean))
+
+
+@pytest.mark.parametrize("mechanism", ["auto", "mode"])
+def test_the_runs_leave_nothing_in_guest_and_copy(mechanism):
+    guest = Counting()
+    model, report = smooth_activations(guest, "silu", (4,), mechanism=mechanism)
+    assert report.mechanism == "mode"
+    for part in (guest, model.model):
+        assert part.runs == 0
+        assert not part.mean.any()
+    assert model.model.mean is dict(model.named_buffers())["model.mean"]
+
+
+def test_layers_without_weights_stay_so():
+    guest = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
+    with pytest.raises(InputError, match="lazy layer that has none yet"):
+        smooth_activations(guest, "silu", (4,))
+    assert isinstance(guest[0], nn.LazyLinear)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("activation", ["silu", "smooth-relu", "parametric-softplus", "smooth-backward"])
+def test_modules_called_with_a_name(activation, inplace):
+    class Named(Written):
+        def forward(self, x):
+            z = self.layer(x)
+            return self.function(input=z) + z
+
+    guest = Named(nn.ReLU(inplace=inplace))
+    made = ReLUWithSmoothBackward if activation == "smooth-backward" else partial(make_activation, activation)
+    model, report = smooth_activations(guest, made, (4,), mechanism="modules")
+    x = torch.randn(2, 4)
+    z = made()(guest.layer(x))
+    torch.testing.assert_close(model(x), 2 * z if inplace else z + guest.layer(x))
+    assert report.written_back == inplace
+
+
+class Squared(nn.Module):
+    def forward(self, z):
+        return F.relu(z).square()
+
+
+def test_activations_that_call_relu_themselves():
+    class Both(Written):
+        def forward(self, x):
+            return self.function(F.relu(self.layer(x)) - 0.1)
+
+    guest, x = Both(nn.ReLU()), torch.randn(5, 4)
+    written = Squared()(Squared()(guest.layer(x)) - 0.1)
+    for mechanism in ("auto", "fx"):
+        model, report = smooth_activations(guest, Squared, (4,), mechanism=mechanism)
+        assert (report.mechanism, report.calls) == ("fx", 2)
+        torch.testing.assert_close(model(x), written)
+    with pytest.raises(ModelError, match=r"^activation: it calls ReLU itself, which mechanism='mode' would replace"):
+        smooth_activations(guest, Squared, (4,), mechanism="mode")
+    model = smooth_activations(Written(F.relu), Squared, (4,), mechanism="mode").model
+    torch.testing.assert_close(model(x), Squared()(model.model.layer(x)))
+    assert torch.equal(smooth_activations(guest, ReLUWithSmoothBackward, (4,), mechanism="mode").model(x), guest(x))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # of torch, as the runs need none
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing(reentrant):
+    guest = Written(F.relu, lambda z: checkpoint(F.relu, z, use_reentrant=reentrant)).train()
+    x, same = (torch.ones(2, 4, requires_grad=True) for _ in range(2))
+    F.silu(guest.layer(same)).sum().backward()
+    message = r"by 'mode': in a backward pass with checkpointing \(1\)"
+    with pytest.raises(ModelError, match=message):
+        smooth_activations(guest, "silu", x, mechanism="mode")
+    with pytest.warns(ModelWarning, match=message):
+        model, _ = smooth_activations(guest, "silu", x, mechanism="mode", strict=False)
+    assert all(value.grad is None for value in model.parameters())
+    # by modules, what runs again is the activation
+    model = smooth_activations(Checkpointed(guest.layer, reentrant).train(), "silu", x).model
+    model(x).sum().backward()
+    torch.testing.assert_close(x.grad, same.grad)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, layer, reentrant):
+        super().__init__()
+        self.layer, self.relu, self.reentrant = layer, nn.ReLU(inplace=True), reentrant
+
+    def forward(self, x):
+        return checkpoint(self.relu, self.layer(x), use_reentrant=self.reentrant)
+
+
+def test_relu_of_integers_is_left():
+    guest, x = Written(lambda z: F.relu((2 * z).long()) + F.relu(z)), torch.randn(5, 4)
+    model, report = smooth_activations(guest, "silu", (4,))
+    assert (report.mechanism, report.calls, report.remaining) == ("mode", 1, {})
+    z = guest.layer(x)
+    torch.testing.assert_close(model(x), (2 * z).long().relu() + F.silu(z))
+    with pytest.raises(ModelError, match="'fx': with other activations it fails: NotImplementedError"):
+        smooth_activations(guest, "silu", (4,), mechanism="fx")
+
+
 def test_relu_that_is_called_in_train_mode_alone():
     guest = Written(torch.tanh, F.relu)
     model, report = smooth_activations(guest.eval(), "silu", (4,))
@@ -251,6 +365,8 @@ def test_mistakes(networks):
     cases = [
         (guest, "swish", (4,), {}, r"^activation: expected one of relu, silu, .*, got 'swish'$"),
         (guest, "relu", (4,), {}, r"^activation: expected another one than ReLU, which is what is replaced$"),
+        (guest, nn.ReLU6, (4,), {}, r"^activation: expected another one than ReLU, which is what is replaced$"),
+        (guest, "silu", (4,), {"inplace": True}, r"^activation: expected one that leaves its input .*SiLU\(inplace"),
         (guest, "silu", (4,), {"beta": 1}, r"^activation silu: .*beta"),
         (guest, nn.SiLU(), (4,), {}, r"^activation: expected a name or a .*, got a SiLU; pass lambda: SiLU\(\)$"),
         (guest, 3, (4,), {}, r"^activation: expected a name or a function that makes a module, got a int$"),
@@ -276,12 +392,16 @@ def test_mistakes(networks):
         with pytest.raises(InputError, match=message):
             smooth_activations(model, activation, example, **options)
     inner = nn.Sequential(scripted(guest), nn.Linear(3, 3))
+    strange = Written(lambda z: SimpleNamespace(logits=z))
     for model, shape, message in [
+        (strange, (4,), r"^model: expected it to return tensors, or a tuple, list or dictionary of them$"),
         (guest, (5,), r"^model: it fails on an input of shape \(2, 5\): RuntimeError"),
         (inner, (4,), r"^model: 0 \(RecursiveScriptModule\): a script module's code cannot be changed; convert it"),
     ]:
         with pytest.raises(ModelError, match=message):
             smooth_activations(model, "silu", shape)
+    with pytest.raises(ModelError, match=r"^model: with Linear\(.*\) in the place of ReLU it fails: RuntimeError"):
+        smooth_activations(guest, lambda: nn.Linear(9, 9), (4,))
 
 
 def test_one_image_and_many_will_do(networks, pictures):

@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -186,16 +188,31 @@ def test_what_torch_fx_would_get_wrong_is_left_to_the_mode():
         def __init__(self, way):
             super().__init__()
             self.layer, self.way = nn.Linear(4, 3), way
+            self.register_buffer("steps", torch.zeros(1))
 
         def forward(self, x):
             return self.way(self, F.relu(self.layer(x)))
 
-    ways = {
-        "train mode": lambda self, z: F.dropout(z, 0.5, self.training),
-        "eval mode": lambda self, z: z + torch.randn(3),
-        "torch.fx cannot": lambda self, z: z if z.sum() > 0 else -z,
-    }
-    for reason, way in ways.items():
+    def kept(self, z):
+        self.kept = z
+        return z
+
+    def counted(self, z):
+        self.steps += self.training
+        return z
+
+    ways = [
+        ("another way in train mode", lambda self, z: F.dropout(z, 0.5, self.training)),
+        ("in eval mode it computes something else", lambda self, z: z if isinstance(z, torch.Tensor) else -z),
+        ("in train mode it computes something else", lambda self, z: z * torch.tensor(1.0 + self.training)),
+        ("draws random numbers", lambda self, z: z + torch.randn(3)),
+        ("draws random numbers", lambda self, z: -z if self.training and random.random() < 1e-9 else z),
+        ("draws random numbers", lambda self, z: z + np.random.random()),  # noqa: NPY002
+        ("changes its attributes or buffers", kept),
+        ("changes its attributes or buffers", counted),
+        ("torch.fx cannot", lambda self, z: z if z.sum() > 0 else -z),
+    ]
+    for reason, way in ways:
         guest = Dropping(way).eval()
         with pytest.raises(ModelError, match=f"^model: it cannot be converted by 'fx': .*{reason}"):
             smooth_activations(guest, "silu", (4,), mechanism="fx")
@@ -209,6 +226,82 @@ def test_what_torch_fx_would_get_wrong_is_left_to_the_mode():
     x = torch.randn(2, 4)
     assert report.mechanism == "mode"
     torch.testing.assert_close(model(x), 2 * F.silu(hooked.layer(x)))
+
+
+def test_a_layer_that_is_shared_has_an_activation_at_each_call(networks, vectors):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = Calls()
+            self.same, self.last = self.part, nn.Linear(4, 4)
+            self.last.weight = self.part.layer.weight
+
+        def forward(self, x):
+            return self.last(self.same(self.part(x)))
+
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.relu = nn.Linear(4, 4), nn.ReLU()
+
+        def forward(self, x):
+            return F.relu(self.layer(self.relu(self.layer(x))))
+
+    guest = Tied()
+    for mechanism, learned in [("auto", 3), ("fx", 4), ("mode", 2)]:
+        model, report = smooth_activations(guest, "smooth-relu", vectors, mechanism=mechanism, **CURVED)
+        inner = model.model if mechanism == "mode" else model
+        assert inner.part is inner.same
+        assert inner.last.weight is inner.part.layer.weight
+        assert (len(report.learnable), report.calls) == (learned, 4)
+        layer = guest.part.layer
+        once = curved(layer(curved(layer(vectors))))
+        torch.testing.assert_close(model(vectors), guest.last(curved(layer(curved(layer(once))))))
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        model(vectors).square().sum().backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+        assert all(not torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("mechanism", ["fx", "mode"])
+def test_functions_of_the_parameters(networks, vectors, mechanism):
+    guest = networks["Functions"]()
+    model = smooth_activations(guest, "smooth-relu", vectors, mechanism=mechanism).model
+    other = smooth_activations(guest, "smooth-relu", vectors, mechanism=mechanism, initial=2.0).model
+    values, _ = torch.func.stack_module_state([model, other])
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x[None],)).square().sum()
+
+    single = torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(other.named_parameters()), vectors)
+    expected = torch.autograd.grad(other(vectors).square().sum(), list(other.parameters()))
+    for got, wanted in zip(single.values(), expected, strict=True):
+        torch.testing.assert_close(got.sum(0), wanted)
+    both = torch.func.vmap(lambda value: torch.func.functional_call(model, value, (vectors,)))(values)
+    torch.testing.assert_close(both, torch.stack([model(vectors), other(vectors)]))
+
+
+@pytest.mark.parametrize("mechanism", ["modules", "fx", "mode"])
+def test_compiled_in_place_and_copied(networks, pictures, mechanism):
+    model = smooth_activations(networks["ResidualNetwork"]().eval(), "silu", pictures, mechanism=mechanism).model
+    expected = model(pictures)
+    model.compile(backend="eager")  # nothing is compiled before the first call
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(pictures), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mechanism", ["fx", "mode"])
+def test_half_precision(networks, vectors, mechanism, dtype):
+    model = smooth_activations(networks["Functions"]().to(dtype), "smooth-relu", vectors.to(dtype), mechanism=mechanism)
+    assert {value.dtype for value in model.model.parameters()} == {dtype}
+    single = smooth_activations(networks["Functions"](), "smooth-relu", vectors, mechanism=mechanism).model
+    torch.testing.assert_close(model.model(vectors.to(dtype)).float(), single(vectors), rtol=0.1, atol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = single(vectors)
+    assert output.dtype == torch.bfloat16
+    output.float().square().sum().backward()
+    assert all(bool(value.grad.isfinite().all()) for value in single.parameters())
 
 
 def test_constants_and_unused_parts_survive_torch_fx():
