@@ -1,5 +1,6 @@
 """Gaussian noise with its certificate in the norm linf."""
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -69,5 +70,7 @@ class GaussianLinfNoise(WithDimension):
     def _shared_out(self, length: float) -> float:
         """Return the linf radius of a cube in the l2 ball of radius ``length``."""
         dimension = self.known_dimension
+        if math.isinf(length):
+            return length
         with sixty_digits():
             return float_below(Decimal(length) / Decimal(dimension).sqrt() * LESS)

@@ -39,11 +39,14 @@ class LaplaceNoise:
     def draw_(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Fill ``out`` with independent Laplace draws from ``generator`` and return it.
 
-        Each is the difference of two exponential ones: a logarithm of one uniform number would be infinite for 0.
+        Each is the quantile of a uniform number from [-1, 1), in single precision at least: of multiples of 2**-23
+        there, so that none is further out than 17·s. At -1 the quantile would be infinite; the next number to it that
+        the type has is taken.
         """
-        rate = sqrt(2) / self.sigma
-        other = torch.empty_like(out).exponential_(rate, generator=generator)
-        return out.exponential_(rate, generator=generator).sub_(other)
+        exact = torch.promote_types(out.dtype, torch.float32)
+        u = torch.empty_like(out, dtype=exact).uniform_(-1, 1, generator=generator)
+        tail = u.abs().clamp_(max=1 - torch.finfo(exact).eps / 2).neg_().log1p_().mul_(-self.sigma / sqrt(2))
+        return out.copy_(tail.copysign_(u))
 
     def radius(self, p_lower: float) -> float:
         """Return -s·ln(2·(1 - p_lower)), in pixels, for a lower bound in [1/2, 1] on the top class's probability.
