@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from rs_plugins.core.certifying_adapters.design import adapt as adapt
     from rs_plugins.core.certifying_adapters.ensemble import AdapterEnsemble as AdapterEnsemble
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
+    from rs_plugins.core.noise_families.gaussian_linf import GaussianLinfNoise as GaussianLinfNoise
+    from rs_plugins.core.noise_families.laplace import LaplaceNoise as LaplaceNoise
+    from rs_plugins.core.noise_families.uniform import UniformLinfNoise as UniformLinfNoise
+    from rs_plugins.core.noise_families.uniform import UniformNoise as UniformNoise
     from rs_plugins.core.plans.anytime import Anytime as Anytime
     from rs_plugins.core.plans.at_radius import AtRadius as AtRadius
     from rs_plugins.core.plans.fixed_budget import FixedBudget as FixedBudget
@@ -56,9 +60,11 @@ _HOME = {
     "CertifyingAdapterClassifier": "rs_plugins_art.certifying_adapter",
     "ConsistencyTrainer": "rs_plugins_art.trainers",
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
+    "GaussianLinfNoise": "rs_plugins.core.noise_families.gaussian_linf",
     "GaussianNoise": "rs_plugins.core.noise",
     "GaussianTrainer": "rs_plugins_art.trainers",
     "GlsTrainer": "rs_plugins_art.bounds_trainer",
+    "LaplaceNoise": "rs_plugins.core.noise_families.laplace",
     "MacerTrainer": "rs_plugins_art.trainers",
     "OnGrid": "rs_plugins.core.plans.on_grid",
     "SmoothAdvDDN": "rs_plugins_torchattacks.attacks",
@@ -70,6 +76,8 @@ _HOME = {
     "SmoothedClassifier": "rs_plugins_art.classifier",
     "SmoothedModel": "rs_plugins.core.smoothing",
     "StabilityTrainer": "rs_plugins_art.trainers",
+    "UniformLinfNoise": "rs_plugins.core.noise_families.uniform",
+    "UniformNoise": "rs_plugins.core.noise_families.uniform",
     "activate": "rs_plugins.activation",
     "activated": "rs_plugins.activation",
     "adapt": "rs_plugins.core.certifying_adapters.design",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rs_plugins.cli.model_errors import plain_model_errors
+from rs_plugins.cli.noise import chosen_family, noise_option
 from rs_plugins.cli.options import (
     INTERRUPTED,
     default_device,
@@ -35,6 +36,7 @@ _PICTURE = "attack.png"
     "--sigma 0.25 --attack SmoothAdvPGD:eps=0.5,steps=20 --skip 20 --out attacked"
 )
 @model_options
+@noise_option(trained=True)
 @click.option(
     "--attack",
     required=True,
@@ -112,7 +114,8 @@ def _run(out: Path, progress: bool, **options: Any) -> None:
         shown = 0
     find_modules_here()
     network, sigma = load_network(options)
-    smoothed = SmoothedModel(network.to(device), sigma, samples=options["samples"]).eval()
+    how = {"samples": options["samples"], "family": chosen_family(options)}
+    smoothed = SmoothedModel(network.to(device), sigma, **how).eval()
     aimed = named.aimed(smoothed, base=options["on"] == "base")
     data = open_data(options)
     judge = {name: options[name] for name in ("n", "alpha", "confidence", "seed", "batch_size", "resume")}

@@ -9,6 +9,7 @@ import click
 
 from rs_plugins.cli.certify_bounds import bound_options, by_bounds, certify_by_bounds
 from rs_plugins.cli.model_errors import plain_model_errors
+from rs_plugins.cli.noise import chosen_family, noise_option
 from rs_plugins.cli.options import (
     INTERRUPTED,
     default_device,
@@ -45,6 +46,7 @@ def _check_log(_context: click.Context, _option: click.Parameter, path: Path) ->
     "--sigma 0.25 --plan fixed:n=10000 --skip 20 --out resnet20.tsv"
 )
 @model_options
+@noise_option(trained=True)
 @click.option(
     "--plan",
     default="fixed-budget",
@@ -115,9 +117,11 @@ def _run(out: Path, progress: bool, options: Mapping[str, Any]) -> "Results":
     selection = Selection(*(options[name] for name in ("start", "stop", "skip", "shard")))
     find_modules_here()
     network, sigma = load_network(options)
+    family = chosen_family(options)
     return certify_data_set(
         *(network.to(device), open_data(options), sigma, out),
         plan=chosen,
+        family=family,
         seed=options["seed"],
         selection=selection,
         resume=options["resume"],

@@ -49,10 +49,12 @@ def choose_recipe(options: Mapping[str, Any]) -> "Recipe":
             raise InputError("sigma: expected --sigma beside --method, got none")
         if sigma is not None and not takes_noise(full):
             raise InputError(f"sigma: {full} trains without noise on the images, expected no --sigma beside it")
-        return Recipe(method=full, sigma=sigma, options=MappingProxyType(its), **changes)
+        return Recipe(method=full, sigma=sigma, options=MappingProxyType({**its, **_noise(full, options)}), **changes)
     if method is not None:
         raise InputError("method: expected --method or --preset, got both")
     recipe = preset(name)
+    if options.get("noise") is not None:
+        raise InputError(f"noise: the preset {name} has its own, expected no --noise beside it")
     if sigma is not None:
         has = "trains without noise on the images" if recipe.sigma is None else f"has {recipe.sigma:g}"
         raise InputError(f"sigma: the preset {name} {has}, expected no --sigma beside it")
@@ -80,6 +82,18 @@ def parse_activation(text: str) -> tuple[str, dict[str, Any]]:
     return name, {
         option: convert(option, value, known[option].annotation, "activation") for option, value in given.items()
     }
+
+
+def _noise(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the noise family that ``noise`` names as an option of the method, if it names any."""
+    from rs_plugins.cli.noise import family_called
+    from rs_plugins.core.training.methods import takes_noise
+
+    if (name := options.get("noise")) is None:
+        return {}
+    if not takes_noise(method):
+        raise InputError(f"noise: {method} trains without noise on the images, expected no --noise beside it")
+    return {"family": family_called(name)}
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rs_plugins.cli.model_errors import plain_model_errors
+from rs_plugins.cli.noise import noise_option
 from rs_plugins.cli.options import (
     INTERRUPTED,
     data_option,
@@ -86,6 +87,7 @@ def _parse_milestones(_context: click.Context, _option: click.Parameter, text: s
     "--methods", is_flag=True, is_eager=True, expose_value=False, callback=_list_methods, help="Explain them and stop."
 )
 @click.option("--sigma", type=float, help="Noise, in pixels of [0, 1]; beside --method, but for gls and sat.")
+@noise_option(trained=False)
 @click.option("--preset", metavar="NAME", help="Instead of both: a paper's recipe, such as smoothmix-mnist-0.5.")
 @click.option(
     "--presets", is_flag=True, is_eager=True, expose_value=False, callback=_list_presets, help="List them and stop."

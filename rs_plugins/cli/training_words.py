@@ -31,6 +31,8 @@ def title(recipe: "Recipe", network: "nn.Module", data: "DataSet") -> str:
     """Return what is trained how on what."""
     count = sum(parameter.numel() for parameter in network.parameters())
     how = "" if recipe.sigma is None else f", sigma {recipe.sigma:g}"
+    if recipe.sigma is not None and (family := recipe.options.get("family")) is not None:
+        how += f" of {family(recipe.sigma).name} noise"
     return f"{recipe.method}{how}: {recipe.architecture} of {count:,} parameters on {len(data)} images of {data.name}"
 
 

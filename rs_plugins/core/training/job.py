@@ -19,6 +19,7 @@ from rs_plugins.core.checks import check_count, check_flag, check_positive, chec
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.job import as_data_set, as_training_set, check_classes, check_sigma
 from rs_plugins.core.models import device_and_dtype, digest, modes_restored, probe, without_addresses
+from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.augmentation import crop_and_flip
 from rs_plugins.core.training.batches import Batches, Source, Step, data_set
 from rs_plugins.core.training.best import BestNetworks, best_of
@@ -133,6 +134,7 @@ def train_data_set(
         "channels_last": channels_last,
         **_frozen(model),
         "keep_best": keep_best,
+        **_family(recipe),
         **({"validation": watched.identity} if watched is not None and keep_best else {}),
     }
     start = digest(model)
@@ -302,6 +304,12 @@ def _account(recipe: Recipe) -> dict[str, Any]:
     if "activation_options" in account:
         account["activation_options"] = dict(recipe.activation_options)
     return {**account, "objective": without_addresses(repr(recipe.objective()))}
+
+
+def _family(recipe: Recipe) -> dict[str, Any]:
+    """Return the name of the noise family, if it is another than in records of earlier versions."""
+    name = getattr(getattr(recipe.objective(), "noise", None), "name", GaussianNoise.name)
+    return {} if name == GaussianNoise.name else {"family": name}
 
 
 def _frozen(model: nn.Module) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def measured(objective: object, model: nn.Module, data: DataSet, seed: int) -> f
         return _share(model, data, lambda x, y, _first: objective.validate(model, x, y))
     sigma: float | None = getattr(objective, "sigma", None)
     if sigma is not None:
-        return noisy_accuracy(model, data, GaussianNoise(sigma), seed)
+        noise: Noise = getattr(objective, "noise", None) or GaussianNoise(sigma)
+        return noisy_accuracy(model, data, noise, seed)
     return _share(model, data, lambda x, y, _first: _right(check_logits(model(x), len(x)), y))
 
 

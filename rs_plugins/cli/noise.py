@@ -1,0 +1,60 @@
+"""Noise families by name: ``--noise laplace``, ours and those of plugins."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rs_plugins.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from rs_plugins.core.noise import Family
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_DEFAULT = "gaussian"
+
+
+def noise_option(*, trained: bool) -> Callable[[_Command], _Command]:
+    """Return the option of a verb; ``trained`` where --model may be a folder, which says with what it was trained."""
+    unless = "[that of training, where --model is a folder, else gaussian]" if trained else "[gaussian]"
+    about = "gaussian certifies l2 radii, gaussian-linf linf, laplace and uniform l1, uniform-linf linf; or a plugin's."
+    return click.option("--noise", metavar="NAME", help=f"Noise family: {about}  {unless}")
+
+
+def chosen_family(options: Mapping[str, Any]) -> "Family":
+    """Return the noise family that ``noise`` names, by default that with which the folder ``model`` was trained.
+
+    Raises:
+        UnknownNameError: If there is none of that name; the message lists what there is.
+        InputError: If it calls itself otherwise.
+    """
+    if options["noise"] is not None:
+        return family_called(options["noise"])
+    if not Path(options["model"]).is_dir():
+        return family_called(_DEFAULT)
+    from rs_plugins.core.training.trained import read_record
+
+    name = read_record(Path(options["model"])).get("family", _DEFAULT)
+    try:
+        return family_called(name)
+    except UnknownNameError as error:
+        raise UnknownNameError(
+            f"noise: {options['model']} was trained with {name!r}: {error}; install its plugin, or choose by --noise"
+        ) from None
+
+
+def family_called(name: str) -> "Family":
+    """Return the noise family that a plugin offers as ``name``.
+
+    Raises:
+        UnknownNameError: If none does; the message lists what there is.
+        InputError: If it calls itself otherwise in results: there could be two of that name.
+    """
+    from rs_plugins import registry
+    from rs_plugins.core.noise import make_noise
+
+    family: Any = registry.component("noise", name)
+    if (own := make_noise(family, 1.0).name) != name:
+        raise InputError(f"noise: expected a family that is called {name!r} in results, too, got {own!r}")
+    return family  # type: ignore[no-any-return]
