@@ -48,8 +48,8 @@ def measured(objective: object, model: nn.Module, data: DataSet, seed: int) -> f
         return _share(model, data, lambda x, y, _first: objective.validate(model, x, y))
     sigma: float | None = getattr(objective, "sigma", None)
     if sigma is not None:
-        noise: Noise = getattr(objective, "noise", None) or GaussianNoise(sigma)
-        return noisy_accuracy(model, data, noise, seed)
+        noise = getattr(objective, "noise", None)
+        return noisy_accuracy(model, data, noise if hasattr(noise, "draw_") else GaussianNoise(sigma), seed)
     return _share(model, data, lambda x, y, _first: _right(check_logits(model(x), len(x)), y))
 
 
