@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.models import check_logits, check_unchanged, evaluating
 from rs_plugins.core.noise import Noise
+from rs_plugins.core.perturbing import perturb_
 from rs_plugins.errors import ModelError
 
 PROBES = 16  # noisy copies on which rounding is measured
@@ -28,7 +29,9 @@ def probes(shape: torch.Size, noise: Noise, source: torch.Generator, dtype: torc
     images = torch.empty(PROBES, *shape, dtype=dtype, device=source.device).uniform_(generator=source)
     for place, shade in enumerate(SHADES):
         images[2 * place + 1] = shade
-    return images.add_(noise.draw_(torch.empty_like(images), source))
+    copies = torch.empty_like(images)
+    perturb_(noise, copies, images, source)
+    return copies
 
 
 class Decider:

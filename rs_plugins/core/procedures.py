@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.noise import Noise
+from rs_plugins.core.perturbing import perturb_
 
 Counts = npt.NDArray[np.int64]
 R = TypeVar("R")
@@ -25,7 +26,7 @@ class Ballot(Generic[R]):
 
     Attributes:
         result: What the procedure returned.
-        invalid: Votes with NaN logits, which were counted for no class.
+        invalid: Votes that were counted for no class: NaN logits, or a failed draw of the noise.
         seconds: The image's share of the forward passes that it took part in, wall-clock.
     """
 
@@ -39,7 +40,7 @@ class Turn(Protocol):
 
     Attributes:
         index: Position of the image in its data set.
-        invalid: Votes with NaN logits so far.
+        invalid: Votes for no class so far.
         seconds: The image's share of the wall-clock time so far.
     """
 
@@ -66,26 +67,43 @@ class Job(Generic[R]):
         self.ballot: Ballot[R] | None = None
         self._image, self._procedure, self._noise, self._source = image, procedure(self), noise, source
         self._rest = image[:0]  # what is left of a block that two passes share
+        self._rest_failed: Tensor | None = None  # which of these are failures of the noise
         self._tally = np.zeros(classes + 1, dtype=np.int64)
         self._advance(lambda: next(self._procedure))
 
-    def fill(self, out: Tensor) -> None:
-        """Write the image plus its next draws of noise into ``out`` (k, *input), whole blocks straight into it."""
-        n, rest = out.shape[0], self._rest.shape[0]
+    def fill(self, out: Tensor) -> Tensor | None:
+        """Write the image plus its next draws of noise into ``out`` (k, *input), whole blocks straight into it.
+
+        Returns:
+            Which of them are failed draws, whose votes count for no class, as booleans (k,); None for none.
+        """
+        n = out.shape[0]
         self.unfilled -= n
-        begun = min(rest, n)
+        begun = min(self._rest.shape[0], n)
+        whole = begun + (n - begun) // BLOCK * BLOCK
+        failures = []
         if begun:
             out[:begun] = self._rest[:begun]
-            self._rest = self._rest[begun:] if begun < rest else self._image[:0]
-        whole = begun + (n - begun) // BLOCK * BLOCK
-        if whole > begun:
-            for block in out[begun:whole].split(BLOCK):
-                self._noise.draw_(block, self._source)
+            failures.append((0, self._take_failures(begun)))
+            self._rest = self._rest[begun:] if begun < self._rest.shape[0] else self._image[:0]
+        failures += [(start, self._draw_(out[start : start + BLOCK])) for start in range(begun, whole, BLOCK)]
         if whole < n:
-            block = self._noise.draw_(out.new_empty(BLOCK, *out.shape[1:]), self._source)
-            out[whole:] = block[: n - whole]
-            self._rest = block[n - whole :]
-        out.add_(self._image)
+            self._rest = out.new_empty(BLOCK, *out.shape[1:])
+            self._rest_failed = self._draw_(self._rest)
+            out[whole:] = self._rest[: n - whole]
+            failures.append((whole, self._take_failures(n - whole)))
+            self._rest = self._rest[n - whole :]
+        return _gathered(failures, n)
+
+    def _draw_(self, block: Tensor) -> Tensor | None:
+        return perturb_(self._noise, block, self._image, self._source)
+
+    def _take_failures(self, n: int) -> Tensor | None:
+        """Return the first ``n`` marks of the rest, and keep the others."""
+        if self._rest_failed is None:
+            return None
+        first, self._rest_failed = self._rest_failed[:n], self._rest_failed[n:]
+        return first
 
     def count(self, votes: Counts, seconds: float) -> None:
         """Add ``votes`` (classes + 1,), the last of them invalid, and the image's share of the time they took."""
@@ -110,4 +128,16 @@ class Job(Generic[R]):
         except StopIteration as stop:
             self.ballot = Ballot(stop.value, self.invalid, self.seconds)
             # The result may wait for thousands of predecessors, and then holds next to nothing.
-            del self._image, self._rest, self._tally, self._noise, self._source, self._procedure
+            del self._image, self._rest, self._rest_failed
+            del self._tally, self._noise, self._source, self._procedure
+
+
+def _gathered(failures: list[tuple[int, Tensor | None]], n: int) -> Tensor | None:
+    """Return the marks of the parts of ``n`` copies, each with the place where it starts, in one tensor (n,)."""
+    marked = [(start, marks) for start, marks in failures if marks is not None]
+    if not marked:
+        return None
+    together = torch.zeros(n, dtype=torch.bool, device=marked[0][1].device)
+    for start, marks in marked:
+        together[start : start + len(marks)] = marks
+    return together

@@ -30,6 +30,7 @@ from rs_plugins.core.decisions import MARGIN, PROBES, Decider, probes
 from rs_plugins.core.execution import Runner, check_channels_last
 from rs_plugins.core.models import check_noiseless, evaluating, probe
 from rs_plugins.core.noise import Family, GaussianNoise, make_noise
+from rs_plugins.core.perturbing import check_on_grid, perturb_
 from rs_plugins.core.procedures import BLOCK, Ballot, Counts, Job, Procedure, Turn
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.errors import ModelWarning
@@ -91,6 +92,7 @@ class Poll:
         self.runner = Runner(model, device=device, dtype=dtype, channels_last=channels_last)
         self.model, self.device, self.dtype = self.runner.model, self.runner.device, self.runner.dtype
         self.indices = check_indices(indices, len(images))
+        check_on_grid(self.noise, self.images, self.indices)
         self.seed = fresh_seed() if seed is None else check_seed(seed)
         self.chunk = 1 if chunk is None else check_count(chunk, "chunk")
         self.classes = 0 if classes is None else check_count(classes, "classes", least=2)
@@ -177,7 +179,7 @@ class Poll:
         try:
             source = stream(self.seed, "calibration", device=self.device)
             batch = torch.empty(size, *self.images.shape[1:], dtype=self.exact, device=self.device)
-            batch = self.noise.draw_(batch, source).add_(self.images[0].to(self.device))
+            perturb_(self.noise, batch, self.images[0].to(self.device), source)
             self.decide.look(batch)[0].cpu()
         except torch.cuda.OutOfMemoryError:
             return math.inf
@@ -252,10 +254,13 @@ class _Count(Generic[R]):
         """Fill a buffer with noisy copies of the images in need, let the model decide, return how many there were."""
         buffer = self._buffers[self._launched % len(self._buffers)]
         segments: list[tuple[Job[R], int]] = []
+        failed: list[tuple[int, Tensor]] = []
         used = 0
         while used < len(buffer) and (job := self._next_in_need()) is not None:
             size = min(len(buffer) - used, job.unfilled)
-            job.fill(buffer[used : used + size])
+            marks = job.fill(buffer[used : used + size])
+            if marks is not None:
+                failed.append((used, marks))
             if not job.unfilled:
                 heapq.heappop(self._in_need)
             segments.append((job, size))
@@ -263,6 +268,10 @@ class _Count(Generic[R]):
         if used:
             self._launched += 1
             winners, close = self._poll.decide.look(buffer[:used])
+            for start, marks in failed:
+                winners[start : start + len(marks)].masked_fill_(marks, self._poll.classes)
+                if close is not None:
+                    close[start : start + len(marks)].masked_fill_(marks, False)
             self._send(segments, winners, buffer[:used], close)
         return used
 

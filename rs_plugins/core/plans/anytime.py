@@ -8,7 +8,7 @@ import numpy as np
 from rs_plugins.core.betting import betting_interval
 from rs_plugins.core.checks import check_count, check_flag, check_positive, check_probability
 from rs_plugins.core.noise import Noise
-from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict, check_runner_up, concluded
+from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict, check_runner_up, concluded, strongest_rival
 from rs_plugins.core.votes import Procedure
 from rs_plugins.errors import InputError
 
@@ -80,7 +80,7 @@ class Anytime:
         while True:
             asked = self._next(n, case)
             votes, n = votes + (yield asked), n + asked
-            count, rival = int(votes[guess]), int(np.delete(votes, guess).max())
+            count, rival = int(votes[guess]), strongest_rival(case, votes, guess, n)
             bounds.tighten(count, rival, n)
             verdict = concluded(
                 case,

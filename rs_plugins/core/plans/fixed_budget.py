@@ -12,7 +12,7 @@ from rs_plugins.core.confidence import (
     randomised_lower,
 )
 from rs_plugins.core.noise import Noise
-from rs_plugins.core.plans.protocol import Case, Verdict, check_runner_up, concluded
+from rs_plugins.core.plans.protocol import Case, Verdict, check_runner_up, concluded, strongest_rival
 from rs_plugins.core.votes import Procedure
 from rs_plugins.errors import InputError
 
@@ -82,7 +82,7 @@ class FixedBudget:
         selection = yield self.n0
         guess = int(np.argmax(selection))  # the lowest of equals
         estimation = yield self.n
-        count, rival = int(estimation[guess]), int(np.delete(estimation, guess).max())
+        count, rival = int(estimation[guess]), strongest_rival(case, estimation, guess, self.n)
         alpha = self.alpha / 2 if self.runner_up else self.alpha
         if self.randomised:
             p_lower = randomised_lower(count, self.n, alpha, case.draw)

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from rs_plugins.core.noise import Noise, NoiseWithRunnerUp
-from rs_plugins.core.votes import Procedure
+from rs_plugins.core.perturbing import NoiseOnGrid
+from rs_plugins.core.votes import Counts, Procedure
 from rs_plugins.errors import InputError
 
 ABSTAIN = -1
@@ -101,6 +104,15 @@ def concluded(
     else:
         prediction, radius = guess, check_runner_up(case.noise).radius_between(p_lower, rest)
     return Verdict(prediction, radius, guess, count, n, n0, p_lower, runner_up, draw)
+
+
+def strongest_rival(case: Case, votes: Counts, guess: int, n: int) -> int:
+    """Return the number of ``votes`` (classes,) of the most voted class but ``guess``, out of ``n``.
+
+    Where the noise may fail, the votes for no class are counted as its, too: they might have been.
+    """
+    missing = n - int(votes.sum()) if isinstance(case.noise, NoiseOnGrid) else 0
+    return int(np.delete(votes, guess).max()) + missing
 
 
 def check_runner_up(noise: Noise) -> NoiseWithRunnerUp:
