@@ -93,10 +93,13 @@ def trained_for(preset: str, recipe: "Recipe") -> str:
 
 
 def next_command(out: Path, recipe: "Recipe", options: Mapping[str, Any]) -> str:
-    """Return how to certify the network on images that it was not trained on: by votes, or without noise by bounds."""
+    """Return how to certify the network on images that it was not trained on, by votes or bounds, or to attack it."""
     from rs_plugins.core.data_sets.opening import has_parts
     from rs_plugins.core.training.presets import radius_of
 
+    if recipe.method == "sat":
+        attack = "PGD" if recipe.options.get("norm", "linf") == "linf" else "PGDL2"
+        return f"torchattacks.{attack}(load_trained({str(out)!r}).model, eps={recipe.options['eps']:g})(x, y) in Python"
     data = options["validation"] or (options["data"] if has_parts(options["data"]) else "FORMAT:PLACE")
     trust = ["--trust-model"] if ":" in recipe.architecture else []
     meant = None if options["preset"] is None else radius_of(options["preset"])

@@ -3,7 +3,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from rs_plugins.cli.recipes import CHANGES, choose_recipe, parse_method
+from rs_plugins.cli.recipes import CHANGES, choose_recipe, parse_activation, parse_method
+from rs_plugins.core.activations import make_activation
 from rs_plugins.core.training.inner_attacks import ATTACKS, DDN, PGD, BallFirstPGD
 from rs_plugins.core.training.methods import METHODS
 from rs_plugins.core.training.presets import PRESETS, preset
@@ -72,6 +73,45 @@ def test_methods_that_are_none(text, message):
         parse_method(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("silu", "silu", {}),
+        ("celu:alpha=0.5", "celu", {"alpha": 0.5}),
+        ("gelu:approximate=tanh", "gelu", {"approximate": "tanh"}),
+        ("smooth-relu:initial=3,learnable=no", "smooth-relu", {"initial": 3.0, "learnable": False}),
+        ("relu-update-grad:sharpness=5", "relu-update-grad", {"sharpness": 5.0}),
+    ],
+)
+def test_activations_with_their_options(text, name, options):
+    assert parse_activation(text) == (name, options)
+    assert make_activation(name, **options) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("swish", "activation: expected one of relu, silu, gelu, elu, celu, softplus, mish, smooth-relu, parametric-"),
+        ("celu:beta=1", "activation: celu has no option 'beta'; it has alpha, inplace"),
+        ("mish:x=1", "activation: mish has no option 'x'; it has inplace"),
+        ("celu:alpha=one", "activation: alpha: expected a number, got 'one'"),
+        ("smooth-relu:learnable=perhaps", "activation: learnable: expected true or false, got 'perhaps'"),
+    ],
+)
+def test_activations_that_are_none(text, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        parse_activation(text)
+
+
+def test_an_activation_and_how_weights_decay_are_part_of_the_recipe():
+    chosen = choose_recipe(
+        options(method="sat:eps=8/255", activation="celu:alpha=0.5", nesterov=True, weight_decay_of="weights")
+    )
+    assert (chosen.activation, chosen.activation_options) == ("celu", {"alpha": 0.5})
+    assert (chosen.nesterov, chosen.weight_decay_of) == (True, "weights")
+    assert choose_recipe(options(method="sat:eps=8/255")).activation == "relu"
+
+
 def test_no_option_of_an_attack_is_one_of_a_method():
     own = {field.name for method in METHODS.values() for field in fields(method) if hasattr(method, "attack")}
     own |= {field.name for name in ("smoothadv", "consistency") for field in fields(METHODS[name])}
@@ -83,7 +123,7 @@ def options(**given):
 
 
 def test_all_of_a_recipe_can_be_changed():
-    assert {*CHANGES, "method", "options", "sigma"} == {field.name for field in fields(Recipe)}
+    assert {*CHANGES, "method", "options", "sigma", "activation_options"} == {field.name for field in fields(Recipe)}
 
 
 def test_a_method_with_the_defaults_of_a_recipe():

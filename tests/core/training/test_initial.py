@@ -128,3 +128,58 @@ def test_initial_weights_for_interval_bounds(tmp_path):
     assert torch.equal(found[1][-1].weight, usual[1][-1].weight)
     torch.save(usual.state_dict(), tmp_path / "w.pt")
     assert equal(initial_network(network, tmp_path / "w.pt", initial="ibp"), usual)
+
+
+# ---- other activations than ReLU, and blocks that begin as their shortcut -------------------------------------------
+
+
+def test_another_activation_is_part_of_the_description():
+    found = describe_network(images(), "resnet20", activation="celu", activation_options={"alpha": 0.5})
+    assert (found["activation"], found["activation_options"], found["shape"]) == ("celu", {"alpha": 0.5}, [3, 8, 8])
+    assert json.loads(json.dumps(found)) == found
+    network = make_network(**found)
+    assert {part.alpha for part in network.modules() if isinstance(part, nn.CELU)} == {0.5}
+    assert "activation" not in describe_network(images(), "resnet20")
+
+
+def test_the_initial_weights_are_the_same_whatever_the_activation():
+    smooth = make_network("resnet20", activation="silu", shape=(3, 8, 8), seed=5)
+    assert equal(smooth, make_network("resnet20", seed=5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation": "silu"}, "shape: expected that of an image beside activation='silu', got None"),
+        ({"activation_options": {"alpha": 1.0}}, "activation_options: expected another activation than relu beside"),
+        ({"activation": "swish", "shape": (3, 8, 8)}, "activation: expected one of relu, "),
+    ],
+)
+def test_an_activation_that_cannot_be(settings, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        make_network("resnet20", **settings)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_residual_blocks_begin_as_their_shortcut(activation):
+    described = {"name": "resnet20", "activation": activation, "shape": [3, 8, 8], "seed": 1}
+    model = initial_network(described, initial="zero-residual").eval()
+    changed = {
+        key for key, value in make_network(**described).state_dict().items() if not value.equal(model.state_dict()[key])
+    }
+    assert changed == {f"layer{stage}.{block}.bn2.weight" for stage in (1, 2, 3) for block in (0, 1, 2)}
+    x = torch.rand(2, 3, 8, 8)
+    act = torch.relu if activation == "relu" else nn.functional.silu
+    features = act(model.bn1(model.conv1(x)))
+    for stage in range(3):
+        if stage:
+            half = features.shape[1] // 2  # new channels on either side
+            features = nn.functional.pad(features[:, :, ::2, ::2], (0, 0, 0, 0, half, half))
+        for _ in range(3):
+            features = act(features)
+    torch.testing.assert_close(model(x), model.linear(features.mean(dim=(2, 3))))
+
+
+def test_only_residual_networks_begin_as_shortcuts():
+    with pytest.raises(InputError, match=r"^initial: zero-residual is for ResNets, whose blocks end with bn2 or bn3"):
+        initial_network({"name": "lenet"}, initial="zero-residual")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from rs_plugins.core.activations import SmoothReLU
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.training.folder import checkpoints_in
 from rs_plugins.core.training.job import train_data_set
@@ -303,7 +304,13 @@ def test_a_cosine_over_other_epochs_is_another_run(tmp_path, epochs):
         ({"schedule": "milestones", "lr_milestones": (0,)}, "lr_milestones: expected an integer >= 1, got 0"),
         ({"lr_warmup": -1}, "lr_warmup: expected an integer >= 0, got -1"),
         ({"gradient_clip": 0}, "gradient_clip: expected a finite number > 0, got 0"),
-        ({"initial": "zero"}, "initial: expected one of 'default', 'ibp', got 'zero'"),
+        ({"initial": "zero"}, "initial: expected one of 'default', 'ibp', 'zero-residual', got 'zero'"),
+        ({"weight_decay_of": "biases"}, "weight_decay_of: expected one of 'all', 'weights', got 'biases'"),
+        ({"nesterov": 2}, "nesterov: expected True or False, got 2"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov: expected momentum above 0 beside it, got 0"),
+        ({"algorithm": "adam", "nesterov": True}, "nesterov: only for the optimiser sgd, got True with adam"),
+        ({"activation": "swish"}, "activation: expected one of relu, silu, gelu,"),
+        ({"activation": "celu", "activation_options": {"beta": 2.0}}, "activation celu: "),
         (
             {"schedule": "cosine", "lr_factor": 0.5},
             "lr_factor: only for the schedule step or milestones, got 0.5 with cosine",
@@ -326,8 +333,57 @@ def test_settings_of_no_use_any_more_are_forgotten():
     assert recipe.idle == ("lr_milestones",)
     adam = recipe.changed(algorithm="adam", lr=0.001)
     assert adam == replace(recipe, algorithm="adam", lr=0.001, momentum=0.9)
-    assert adam.idle == ("momentum", "lr_milestones")
+    assert adam.idle == ("momentum", "nesterov", "lr_milestones")
     cosine = recipe.changed(schedule="cosine")
     assert cosine == Recipe(**{**vars(RECIPE), "momentum": 0.5, "schedule": "cosine"})
     assert cosine.idle == ("lr_step", "lr_milestones", "lr_factor", "lr_drop")
     assert recipe.changed(sigma=0.5) == replace(recipe, sigma=0.5)
+
+
+# ---- what decays, and how momentum is taken -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "adam", "adamw"])
+def test_the_weights_of_layers_alone_decay(algorithm):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), SmoothReLU(), nn.Flatten(), nn.Linear(8, 3))
+    model[4].bias.requires_grad_(False)
+    recipe = Recipe(method="gaussian", sigma=1.0, algorithm=algorithm, weight_decay=0.3, weight_decay_of="weights")
+    groups = recipe.optimizer(model).param_groups
+    decay = {id(one): group["weight_decay"] for group in groups for one in group["params"]}
+    found = {name: decay.get(id(value)) for name, value in model.named_parameters()}
+    layers = {"0.weight": 0.3, "4.weight": 0.3}
+    others = dict.fromkeys(["0.bias", "1.weight", "1.bias", "2.b_raw"], 0.0)
+    assert found == {**layers, **others, "4.bias": None}
+    everything = replace(recipe, weight_decay_of="all").optimizer(model).param_groups
+    assert [group["weight_decay"] for group in everything] == [0.3]
+
+
+def test_a_decaying_step_moves_nothing_but_weights():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = Recipe(
+        method="gaussian", sigma=1.0, lr=0.1, weight_decay=0.5, weight_decay_of="weights", nesterov=True
+    ).optimizer(model)
+    for value in model.parameters():
+        value.grad = torch.zeros_like(value)
+    optimizer.step()
+    for name, value in model.named_parameters():
+        factor = 1 - 0.1 * 0.5 * 1.9 if name == "0.weight" else 1.0  # Nesterov's first step is 1 + momentum times one
+        torch.testing.assert_close(value.detach(), factor * before[name])
+
+
+def test_a_run_with_two_groups_goes_on_bit_for_bit(tmp_path):
+    recipe = replace(RECIPE, weight_decay=0.1, weight_decay_of="weights", nesterov=True)
+    whole, _ = train(tmp_path / "whole", recipe)
+    train(tmp_path / "parts", replace(recipe, epochs=1))
+    parts, _ = train(tmp_path / "parts", recipe, resume=True)
+    assert equal(parts, whole)
+    assert not equal(whole, train(tmp_path / "all", replace(recipe, weight_decay_of="all"))[0])
+
+
+def test_what_an_earlier_version_did_not_know_is_named_only_where_it_is_not_the_default(tmp_path):
+    train(tmp_path / "plain", RECIPE)
+    record = json.loads((tmp_path / "plain" / "model.json").read_text())
+    assert not {"activation", "activation_options", "nesterov", "weight_decay_of"} & record.keys()
+    with pytest.raises(ResultsError, match=r"nesterov: None -> True"):
+        train(tmp_path / "plain", replace(RECIPE, nesterov=True), resume=True)
