@@ -21,6 +21,10 @@ class ResultsError(RSPluginsError, ValueError):
     """A results file cannot be read, or belongs to another run."""
 
 
+class WorkerError(RSPluginsError, RuntimeError):
+    """The workers of a job cannot be started, are not alike, or end again and again."""
+
+
 class PluginError(RSPluginsError):
     """A plugin cannot be loaded, has a wrong hook signature, or raised."""
 

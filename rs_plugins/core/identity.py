@@ -26,6 +26,7 @@ _OWN = frozenset(vars(nn.Module()))  # torch's bookkeeping, and `training`
 _COMPILER = "_torchdynamo_"  # attributes of compiled modules begin so; one is an address
 _KNOWN_BY_VERSION = ("torch", "numpy")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
+_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 _STORES = ("STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
 _FILLS = frozenset({"STORE_SUBSCR", "STORE_SLICE", "DELETE_SUBSCR"})
 _FILLING = frozenset({"add", "append", "clear", "discard", "extend", "insert", "pop", "remove", "setdefault", "update"})
@@ -186,7 +187,7 @@ class _Account:
         yield from map(self.of, (code, function.__defaults__, function.__kwdefaults__))
         cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
         outside = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
-        outside |= {name: function.__globals__[name] for name in _names(code) if name in function.__globals__}
+        outside |= {name: function.__globals__[name] for name in _globals(code) if name in function.__globals__}
         for name in sorted(outside.keys() - _stored(code)):
             if not isinstance(outside[name], list | dict | set | ModuleType):
                 yield f"{name} = {self.of(outside[name])}"
@@ -221,6 +222,12 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _names(code: CodeType) -> set[str]:
     return set(chain.from_iterable(part.co_names for part in _codes(code)))
+
+
+def _globals(code: CodeType) -> set[str]:
+    """Return the names that ``code`` looks up outside of any object."""
+    steps = chain.from_iterable(map(get_instructions, _codes(code)))
+    return {str(step.argval) for step in steps if step.opname in _LOADS}
 
 
 def _stored(code: CodeType) -> set[str]:

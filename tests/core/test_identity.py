@@ -336,3 +336,22 @@ def test_numerics_of_a_gpu(monkeypatch):
     assert words.startswith("Abacus 3000, float32 matmul ")
     monkeypatch.setattr("torch.backends.cudnn.allow_tf32", not torch.backends.cudnn.allow_tf32)
     assert numerics(torch.device("cuda")) != words
+
+
+square = 3
+
+
+class Reading(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.square = 2
+
+    def forward(self, x):
+        return x * self.square
+
+
+def test_an_attribute_is_no_global_of_the_same_name(monkeypatch):
+    """So that a model is the same one in a process where that global is not."""
+    before = identity(Reading())
+    monkeypatch.setitem(globals(), "square", 4)
+    assert identity(Reading()) == before
