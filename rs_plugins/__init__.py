@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
     from rs_plugins.core.noise_families.gaussian_linf import GaussianLinfNoise as GaussianLinfNoise
     from rs_plugins.core.noise_families.laplace import LaplaceNoise as LaplaceNoise
+    from rs_plugins.core.noise_families.lattice import LatticeGaussianNoise as LatticeGaussianNoise
     from rs_plugins.core.noise_families.uniform import UniformLinfNoise as UniformLinfNoise
     from rs_plugins.core.noise_families.uniform import UniformNoise as UniformNoise
     from rs_plugins.core.plans.anytime import Anytime as Anytime
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from rs_plugins_art.bounds_trainer import GlsTrainer as GlsTrainer
     from rs_plugins_art.certifying_adapter import CertifyingAdapterClassifier as CertifyingAdapterClassifier
     from rs_plugins_art.classifier import SmoothedClassifier as SmoothedClassifier
+    from rs_plugins_art.sat_trainer import SATTrainer as SATTrainer
     from rs_plugins_art.trainers import ConsistencyTrainer as ConsistencyTrainer
     from rs_plugins_art.trainers import GaussianTrainer as GaussianTrainer
     from rs_plugins_art.trainers import MacerTrainer as MacerTrainer
@@ -65,8 +67,10 @@ _HOME = {
     "GaussianTrainer": "rs_plugins_art.trainers",
     "GlsTrainer": "rs_plugins_art.bounds_trainer",
     "LaplaceNoise": "rs_plugins.core.noise_families.laplace",
+    "LatticeGaussianNoise": "rs_plugins.core.noise_families.lattice",
     "MacerTrainer": "rs_plugins_art.trainers",
     "OnGrid": "rs_plugins.core.plans.on_grid",
+    "SATTrainer": "rs_plugins_art.sat_trainer",
     "SmoothAdvDDN": "rs_plugins_torchattacks.attacks",
     "SmoothAdvLinfPGD": "rs_plugins_torchattacks.attacks",
     "SmoothAdvPGD": "rs_plugins_torchattacks.attacks",

@@ -13,6 +13,8 @@ FOLDER = Path(__file__).parent / "existing_code"
 BIN = Path(sys.executable).parent
 TORCHRUN = ("torchrun", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2")
 
+ARTS_TRAINERS = ["AdversarialTrainerMadryPGD", "AdversarialTrainerTRADESPyTorch", "AdversarialTrainerFBFPyTorch"]
+
 # script → (its arguments, what plain python says)
 SCRIPTS = {
     "ta_getattr.py": (
@@ -37,6 +39,10 @@ SCRIPTS = {
     "art_trainer.py": (
         ["SmoothMixTrainer", "SmoothAdvTrainer"],
         "AttributeError: module 'art.defences.trainer' has no attribute 'SmoothMixTrainer'",
+    ),
+    "art_adversarial_training.py": (
+        [*ARTS_TRAINERS, "SATTrainer"],
+        "AttributeError: module 'art.defences.trainer' has no attribute 'SATTrainer'",
     ),
     "art_interval.py": (
         ["BoundsClassifier", "GlsTrainer"],
@@ -94,9 +100,16 @@ def test_existing_code(script):
 
 
 @pytest.mark.slow
-def test_a_script_for_arts_interval_classifier_runs_with_arts_own_classes():
-    names = ["PyTorchIBPClassifier", "AdversarialTrainerCertifiedIBPPyTorch"]
-    done = execute([sys.executable, str(FOLDER / "art_interval.py"), *names])
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        ("art_interval.py", ["PyTorchIBPClassifier", "AdversarialTrainerCertifiedIBPPyTorch"]),
+        ("art_adversarial_training.py", ARTS_TRAINERS),
+    ],
+    ids=["interval", "adversarial"],
+)
+def test_a_script_for_arts_own_classes_runs_with_them(script, names):
+    done = execute([sys.executable, str(FOLDER / script), *names])
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -18,7 +18,7 @@ from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import Array, to_classes, to_tensor
 from rs_plugins_art.bounds_module import Box, check_bound
 from rs_plugins_art.certifying import of_module
-from rs_plugins_art.neutral import refuse_training_mode
+from rs_plugins_art.neutral import norm_name, refuse_training_mode
 from rs_plugins_art.plain_gradients import PlainGradients
 
 ToBoxes = Callable[[Array, Any, Any], Array]
@@ -112,7 +112,7 @@ class BoundsCertifying(PlainGradients):
             images,
             classes,
             eps,
-            norm=_norm(norm),
+            norm=norm_name(norm),
             cascade=cascade_up_to(self.bound) if cascade is None else cascade,
             alpha_steps=alpha_steps,
             attack_steps=attack_steps,
@@ -157,7 +157,7 @@ class BoundsCertifying(PlainGradients):
         rows = [images.new_zeros(0, self.nb_classes - 1)]
         with torch.no_grad():
             for part, true in zip(images.split(size), classes.split(size), strict=True):
-                found = self.model.margins(Region(part.to(place), eps, _norm(norm)), true.to(place), method)
+                found = self.model.margins(Region(part.to(place), eps, norm_name(norm)), true.to(place), method)
                 rows.append(found.cpu())
         return torch.cat(rows).numpy()
 
@@ -248,9 +248,3 @@ def _proved(intervals: Any, y: Any) -> Array:
     own = found[:, 0].gather(1, classes).squeeze(1)
     margins = own - others
     return (margins > slack(margins, own.abs() + others.abs())).numpy()
-
-
-def _norm(norm: Norm | float) -> Norm:
-    """Return a norm by its name here; what is none is left to those who check it."""
-    ours: dict[Any, Norm] = {2: "l2", np.inf: "linf", "inf": "linf"}
-    return ours.get(norm, norm)  # type: ignore[arg-type]

@@ -4,11 +4,9 @@ from dataclasses import fields
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import torch
 from art.estimators.classification import PyTorchClassifier
 
 from rs_plugins.core.checks import check_count, check_flag, check_nonnegative, check_positive, check_seed
-from rs_plugins.core.models import evaluating
 from rs_plugins.core.relaxations.network import Method
 from rs_plugins.core.training.eps_schedule import RampShape
 from rs_plugins.core.training.gls import Gls, Gradient
@@ -255,18 +253,8 @@ class GlsTrainer(LoopTrainer):
         eps = self._objective.schedule(number + 1)
         if judged is None:
             return CertifiedEpoch(number, loss, eps)
-        return CertifiedEpoch(number, loss, eps, self._accuracy(judged), self._certified(judged))
-
-    def _certified(self, judged: Validation) -> float:
-        """Return the share of the images that the bounds of the training prove to be right."""
-        model, (device, dtype) = self._ours.base_model, self._ours._place()
-        proved = 0
-        with evaluating(model), torch.no_grad():
-            for start in range(0, len(judged.images), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                x = torch.as_tensor(judged.images[part]).to(device, dtype)
-                proved += self._objective.validate(model, x, torch.as_tensor(judged.labels[part]).to(device))
-        return proved / len(judged.images)
+        proved = self._validated(self._objective.validate, judged, self.batch_size)
+        return CertifiedEpoch(number, loss, eps, self._accuracy(judged), proved)
 
 
 def _radius(bound: float | None, eps: float | None) -> float:

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from art.defences.trainer import Trainer
+from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count
+from rs_plugins.core.models import evaluating
 from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import Array, to_classes
@@ -80,3 +83,16 @@ class LoopTrainer(Trainer):
     def _accuracy(self, judged: Validation) -> float:
         """Return the share of the images that the classifier gets right."""
         return float((self._ours.predict(judged.images).argmax(axis=1) == judged.labels).mean())
+
+    def _validated(
+        self, validate: Callable[[nn.Module, Tensor, Tensor], int], judged: Validation, batch_size: int
+    ) -> float:
+        """Return the share of the images that ``validate`` of an objective counts, the model in eval mode."""
+        model, (device, dtype) = self._ours.base_model, self._ours._place()
+        count = 0
+        with evaluating(model), torch.no_grad():
+            for start in range(0, len(judged.images), batch_size):
+                part = slice(start, start + batch_size)
+                x = torch.as_tensor(judged.images[part]).to(device, dtype)
+                count += validate(model, x, torch.as_tensor(judged.labels[part]).to(device))
+        return count / len(judged.images)

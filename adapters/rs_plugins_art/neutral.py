@@ -133,3 +133,8 @@ def refuse_training_mode(training_mode: bool) -> None:
     """
     if training_mode:
         raise InputError("training_mode: expected False; the classifier is defined by its model in eval mode")
+
+
+def norm_name(norm: Any) -> Any:
+    """Return a norm by its name here, of ART's ``np.inf``, ``"inf"`` and 2; what is none is left to those who check."""
+    return {2: "l2", np.inf: "linf", "inf": "linf"}.get(norm, norm)

@@ -10,7 +10,10 @@ _ATTACKS = {name: f"rs_plugins_art.attacks:{name}" for name in ("SmoothAdvPGD", 
 _TRAINERS = {
     f"{method}Trainer": f"rs_plugins_art.trainers:{method}Trainer"
     for method in ("Consistency", "Gaussian", "Macer", "SmoothAdv", "SmoothMix", "Stability")
-} | {"GlsTrainer": "rs_plugins_art.bounds_trainer:GlsTrainer"}
+} | {
+    "GlsTrainer": "rs_plugins_art.bounds_trainer:GlsTrainer",
+    "SATTrainer": "rs_plugins_art.sat_trainer:SATTrainer",
+}
 _ESTIMATORS = (
     "art.estimators.classification",
     "art.estimators.certification",
