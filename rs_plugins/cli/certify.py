@@ -155,16 +155,19 @@ def _written(out: Path) -> str:
 
 def _summary(out: Path, results: "Results") -> str:
     """Return the figures in a line, of a plan with radii of its own at these."""
+    from rs_plugins.core.logged_noise import read_noise
     from rs_plugins.core.logged_plan import read_plan
 
+    noise = read_noise(out)
+    norm = "" if noise is None or noise.norm == "l2" else f" in {noise.norm}"
     plan, images = read_plan(out), f"{len(results)} {'image' if len(results) == 1 else 'images'}"
     own = [] if plan is None else plan.radii
     if not own:
         figures = (
-            f"certified {results.certified_accuracy([0])[0]:.2%}, ACR {results.average_certified_radius:.4f}, "
+            f"certified {results.certified_accuracy([0])[0]:.2%}, ACR {results.average_certified_radius:.4f}{norm}, "
             f"abstained {results.abstention:.2%}"
         )
     else:
         shares = zip(own, results.certified_accuracy(own), strict=True)
-        figures = f"certified {', '.join(f'{share:.2%} at {radius:g}' for radius, share in shares)}"
+        figures = f"certified {', '.join(f'{share:.2%} at {radius:g}' for radius, share in shares)}{norm}"
     return f"{out}: {images}, {figures}; more with: rs-plugins report {out}"

@@ -23,12 +23,14 @@ from rs_plugins.cli.tables import (
 )
 
 if TYPE_CHECKING:
+    from rs_plugins.core.logged_noise import LoggedNoise
     from rs_plugins.core.logged_plan import LoggedPlan
     from rs_plugins.core.report import Best, Curve, Figures
     from rs_plugins.core.results import Results
 
 _PICTURES = (".png", ".pdf", ".svg")
 _LONGEST = 24  # of a plan in the table
+_USUAL = "gaussian, l2"  # of which nothing is said
 
 
 def _parse_radii(_context: click.Context, _option: click.Parameter, text: str | None) -> list[float] | None:
@@ -107,25 +109,45 @@ def report(
     wrong with probability alpha.
 
     The plan is that of the record beside a log. What a plan does not tell is -: AtRadius asks only whether its radius
-    is certified. The best at a radius is marked where all logs are of the same images.
+    is certified. The best at a radius is marked where all logs are of the same images and their radii in one norm.
     """
     from rs_plugins.cli.report_bounds import report_bounds, their_kind
-    from rs_plugins.core.report import default_radii, envelope, figures, incomparable, read_logs, read_plans
+    from rs_plugins.core.report import (
+        default_radii,
+        envelope,
+        figures,
+        incomparable,
+        read_logs,
+        read_noises,
+        read_plans,
+    )
 
     if their_kind(context, logs) == "bounds":
         click.echo(report_bounds(logs, style, confidence))
         return
     with plain_warnings():
-        tables, plans = read_logs(logs), read_plans(logs)
+        tables, plans, noises = read_logs(logs), read_plans(logs), read_noises(logs)
         grid = default_radii(tables, plans) if radii is None else radii
         options: dict[str, Any] = {"confidence": confidence, "alpha": alpha, "parity": parity}
-        rows = [figures(name, log, grid, plan=plans[name], **options) for name, log in tables.items()]
+        rows = [
+            figures(name, log, grid, plan=plans[name], noise=noises[name], **options) for name, log in tables.items()
+        ]
     several = sum(bool(row.certified) for row in rows) > 1
-    reason = incomparable(tables) if several else None
+    reason = incomparable(tables, noises) if several else None
     best = envelope(rows) if several and reason is None else []
     click.echo(_render(style, rows, best, confidence, _notes(rows, best, reason)))
     if plot is not None:
-        _draw(plot, tables, plans)
+        called = _with_norms(noises)
+        shown = {called[name]: table for name, table in tables.items()}
+        _draw(plot, shown, {called[name]: plan for name, plan in plans.items()})
+
+
+def _with_norms(noises: "Mapping[str, LoggedNoise | None]") -> dict[str, str]:
+    """Return what a picture calls the logs: with the norms of their radii where one is not l2."""
+    known = {noise.norm for noise in noises.values() if noise is not None}
+    return {
+        name: name if noise is None or known == {"l2"} else f"{name}, {noise.norm}" for name, noise in noises.items()
+    }
 
 
 def _draw(path: Path, tables: "Mapping[str, Results | Curve]", plans: "Mapping[str, LoggedPlan | None]") -> None:
@@ -187,14 +209,17 @@ def _plan_labels(plans: Sequence["LoggedPlan | None"]) -> tuple[list[str], list[
 
 def _overview(rows: Sequence["Figures"], labels: Sequence[str], confidence: float) -> Table:
     figures = ["images", "sigma", "clean %", "abstain %", "ACR", f"{confidence:.0%} interval", "votes/image", "time"]
+    noisy = any(row.noise is not None and str(row.noise) != _USUAL for row in rows)
     return [
-        ["", *figures, "plan"],
+        ["", *figures, *(["noise, norm"] if noisy else []), "plan"],
         *(
             [
                 *(row.name, number(row.images, "d"), number(row.sigma, "g")),
                 *(percent(row.clean), percent(row.abstention), number(row.acr, ".6f")),
                 interval(row.acr_interval, lambda end: f"{end:.4f}"),
-                *(number(row.samples, ",.0f"), _time(row.seconds), label),
+                *(number(row.samples, ",.0f"), _time(row.seconds)),
+                *([str(row.noise or "-")] if noisy else []),
+                label,
             ]
             for row, label in zip(rows, labels, strict=True)
         ),
@@ -225,6 +250,10 @@ def _long_table(rows: Sequence["Figures"], best: Sequence["Best"]) -> Table:
             low, high = (figure == "acr" and row.acr_interval) or (None, None)
             table.append([row.name, figure, "", *map(plain, (getattr(row, figure), low, high))])
         table.append([row.name, "plan", "", "" if row.plan is None else row.plan.text, "", ""])
+        noise = ("", "") if row.noise is None else (row.noise.family, row.noise.norm)
+        table.extend(
+            [row.name, figure, "", text, "", ""] for figure, text in zip(("family", "norm"), noise, strict=True)
+        )
         for at in row.certified:
             low, high = at.interval or (None, None)
             table.append([row.name, "certified", *map(plain, (at.radius, at.accuracy, low, high))])

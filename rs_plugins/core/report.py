@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rs_plugins.core.logged_noise import LoggedNoise, read_noise, unlike
 from rs_plugins.core.logged_plan import LoggedPlan, read_plan
 from rs_plugins.core.merging import warn_unfinished
 from rs_plugins.core.results import Floats, Results
@@ -75,6 +76,7 @@ class Figures:
         sigma: Standard deviation of the noise, in pixels.
         certified: Certified accuracy at each radius of the report; empty for a log of predictions.
         plan: How the votes were spent.
+        noise: The noise family, and the norm of the radii.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Figures:
     sigma: float | None = None
     certified: tuple[At, ...] = ()
     plan: LoggedPlan | None = None
+    noise: LoggedNoise | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,15 @@ def read_plans(paths: Sequence[str | os.PathLike[str]]) -> dict[str, LoggedPlan 
         InputError: If a log is given twice.
     """
     return {name: read_plan(path) for name, path in zip(log_names(paths), paths, strict=True)}
+
+
+def read_noises(paths: Sequence[str | os.PathLike[str]]) -> dict[str, LoggedNoise | None]:
+    """Read the noise of logs from their records, by the same names as `read_logs`; None where there is none.
+
+    Raises:
+        InputError: If a log is given twice.
+    """
+    return {name: read_noise(path) for name, path in zip(log_names(paths), paths, strict=True)}
 
 
 def log_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -210,6 +222,7 @@ def figures(
     alpha: float | None = None,
     parity: bool = False,
     plan: LoggedPlan | None = None,
+    noise: LoggedNoise | None = None,
 ) -> Figures:
     """Return the figures of one log.
 
@@ -221,6 +234,7 @@ def figures(
         alpha: Failure probability of each certificate, for a log that does not say.
         parity: Compare radii, and bound the accuracy, as the published codes did (`Results.certified_accuracy_lower`).
         plan: How the votes were spent, if that is known. One with radii of its own leaves some figures unknown.
+        noise: The noise family and the norm of the radii, if they are known.
 
     Raises:
         InputError: If ``confidence`` or ``alpha`` is outside (0, 1).
@@ -230,13 +244,14 @@ def figures(
         at = tuple(At(r, share) for r, share in zip(radii, accuracy, strict=True))
         return Figures(name, clean=float(log.accuracy[0]) if log.radii[0] == 0 else None, certified=at)
     if not len(log):
-        return Figures(name, images=0, seconds=0.0, sigma=log.sigma, plan=plan)
+        return Figures(name, images=0, seconds=0.0, sigma=log.sigma, plan=plan, noise=noise)
     common = Figures(
         *(name, len(log), log.accuracy if plan is None or plan.clean else None, log.abstention),
         samples=None if log.samples is None else float(log.samples.mean()),
         seconds=float(log.seconds.sum()),
         sigma=log.sigma,
         plan=plan,
+        noise=noise,
     )
     if log.radius is None:
         return common
@@ -280,12 +295,16 @@ def envelope(rows: Sequence[Figures]) -> list[Best]:
     return best
 
 
-def incomparable(logs: Mapping[str, Results | Curve]) -> str | None:
-    """Return why no log can be called better than another; None if all that have radii are of the same images."""
+def incomparable(
+    logs: Mapping[str, Results | Curve], noises: Mapping[str, LoggedNoise | None] | None = None
+) -> str | None:
+    """Return why no log can be called better than another; None if radii are of the same images and in one norm."""
     if curves := [name for name, log in logs.items() if isinstance(log, Curve)]:
         return f"{curves[0]} is a curve, which does not say of which images it is"
     able = {name: log for name, log in logs.items() if isinstance(log, Results) and len(log) and log.radius is not None}
     names = list(able)
+    if (reason := unlike(noises or {}, names)) is not None:
+        return reason
     for name in names[1:]:
         one, other = able[names[0]], able[name]
         if not (np.array_equal(one.idx, other.idx) and np.array_equal(one.label, other.label)):

@@ -185,7 +185,7 @@ def test_markdown(logs):
 def test_csv(logs):
     rows = list(csv.DictReader(io.StringIO(report(*logs, "--radii", "0,0.5", "--alpha", "0.01", style="csv"))))
     found = {(row["log"], row["figure"], row["radius"]): row for row in rows}
-    assert len(found) == len(rows) == 2 * (8 + 4) + 2
+    assert len(found) == len(rows) == 2 * (8 + 2 + 4) + 2
     assert found["many", "images", ""]["value"] == "4"
     assert float(found["far", "acr", ""]["value"]) == pytest.approx(1.3 / 4)
     assert float(found["far", "acr", ""]["low"]) < 1.3 / 4 < float(found["far", "acr", ""]["high"])
@@ -356,3 +356,37 @@ def test_a_line_cut_off_is_a_warning(logs):
     result = invoke("report", logs[0])
     assert result.exit_code == 0
     assert re.fullmatch(r"warning: .*many.tsv: left out line 5, cut off in the middle\n", result.stderr)
+
+
+def with_noise(log, family, norm):
+    log.with_name(log.name + ".json").write_text(json.dumps({"family": family, "norm": norm}))
+    return log
+
+
+def test_logs_of_other_norms_are_labelled_and_not_compared(logs, tmp_path):
+    many, far = logs
+    with_noise(many, "gaussian", "l2")
+    overview, at_radii, note = report(*logs, "--radii", "0.25", style="text").split("\n\n")
+    assert "norm" not in overview  # what everybody expects
+    assert "*" in at_radii
+    assert note.startswith("* the best")
+    with_noise(far, "laplace", "l1")
+    overview, at_radii, note = report(*logs, "--radii", "0.25", style="text").split("\n\n")
+    assert [cells(line)[-2] for line in overview.splitlines()] == ["noise, norm", "gaussian, l2", "laplace, l1"]
+    assert "*" not in at_radii
+    assert note == "no best is marked: the radii of many are in l2, those of far in l1\n"
+    found = report(*logs)
+    assert [row["noise"] for row in found["logs"]] == [
+        {"family": "gaussian", "norm": "l2"},
+        {"family": "laplace", "norm": "l1"},
+    ]
+    assert found["best"] == []
+    text = report(*logs, style="csv")
+    assert "far,family,,laplace,,\nfar,norm,,l1,,\n" in text
+    report(*logs, "--plot", tmp_path / "x.svg")
+    assert legend(tmp_path / "x.svg") == ["many, l2", "far, l1"]
+
+
+def legend(picture):
+    """Matplotlib says in comments what it writes in curves."""
+    return [text for text in re.findall(r"<!-- (.*?) -->", picture.read_text()) if text.startswith(("many", "far"))]

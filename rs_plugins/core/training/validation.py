@@ -1,7 +1,7 @@
 """How well a network does on images that are kept apart while it is trained."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,8 @@ def measured(objective: object, model: nn.Module, data: DataSet, seed: int) -> f
         return _share(model, data, lambda x, y, _first: objective.validate(model, x, y))
     sigma: float | None = getattr(objective, "sigma", None)
     if sigma is not None:
-        noise = getattr(objective, "noise", None)
-        return noisy_accuracy(model, data, noise if hasattr(noise, "draw_") else GaussianNoise(sigma), seed)
+        its: Any = getattr(objective, "noise", None)
+        return noisy_accuracy(model, data, its if hasattr(its, "draw_") else GaussianNoise(sigma), seed)
     return _share(model, data, lambda x, y, _first: _right(check_logits(model(x), len(x)), y))
 
 
