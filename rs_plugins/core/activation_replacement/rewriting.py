@@ -196,6 +196,7 @@ def _renew(graph: fx.Graph, nodes: list[fx.Node], path: str, model: nn.Module, r
     while nodes[0].op != "call_module" and hasattr(owner, name):
         name += "_"
     new_part = made[0] if alone else nn.ModuleList(made)
+    new_part.training = made[0].training
     if nodes[0].op == "call_module":
         put(model, {id(model.get_submodule(path)): new_part})
     else:

@@ -107,7 +107,10 @@ def test_which_modules_are_relu():
     class Named(nn.ReLU):
         pass
 
+    patched = nn.ReLU()
+    patched.forward = torch.tanh
     for module, wanted in [
+        (patched, torch.tanh),
         (nn.ReLU6(), F.silu),
         (nn.Hardtanh(0, 6), F.silu),
         (Named(), F.silu),
@@ -165,6 +168,21 @@ def test_the_runs_leave_nothing_in_guest_and_copy(mechanism):
         assert part.runs == 0
         assert not part.mean.any()
     assert model.model.mean is dict(model.named_buffers())["model.mean"]
+
+
+def test_the_example_is_left_as_it_is(vectors):
+    guest, before = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)), vectors.clone()
+    model = smooth_activations(guest, "silu", vectors).model
+    assert torch.equal(vectors, before)
+    torch.testing.assert_close(model(vectors), guest[1](F.silu(vectors)))
+
+
+@pytest.mark.parametrize("mechanism", ["fx", "mode"])
+def test_what_is_new_is_in_the_models_mode(networks, vectors, mechanism):
+    for training in (False, True):
+        guest = networks["Functions"]().train(training)
+        model = smooth_activations(guest, "silu", vectors, mechanism=mechanism).model
+        assert {part.training for part in model.modules()} == {training}
 
 
 def test_layers_without_weights_stay_so():
@@ -267,6 +285,8 @@ def test_relu_that_is_called_in_train_mode_alone():
     report = smooth_activations(Written(torch.tanh, refuse), "silu", (4,)).report
     assert report.unchecked == "ZeroDivisionError: no"
     assert "not seen in train mode" in str(report)
+    similar = smooth_activations(Written(torch.tanh, lambda z: z.clamp(min=0)), "silu", (4,)).report.look_alikes
+    assert similar == {"clamp(min=0)": 1}
 
 
 def relu_of_torch(z):
@@ -285,6 +305,7 @@ def test_what_cannot_be_replaced_is_said(networks, vectors):
     cases = [
         (recurrent, (5, 4), r"by 'mode': torch.rnn_relu \(1\)$"),
         (Written(lambda z: hidden(z)), (4,), r"by 'mode': inside torch or C\+\+ \(1\)"),
+        (Written(lambda z: hidden(F.hardtanh(z))), (4,), r"by 'mode': inside torch or C\+\+ \(1\)"),
     ]
     for guest, shape, message in cases:
         with pytest.raises(ModelError, match=f"^model: ReLU is still called after conversion {message}"):

@@ -326,6 +326,25 @@ def test_constants_and_unused_parts_survive_torch_fx():
     assert model.unused.weight.requires_grad
 
 
+def test_names_that_are_taken(vectors):
+    class Taken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.smooth_activations, self.relu = nn.Linear(4, 4), nn.ReLU()
+            self.other = self.relu
+
+        def forward(self, x):
+            return self.other(self.relu(F.relu(self.smooth_activations(x)) - 0.1) - 0.1)
+
+    for mechanism, modules in [("auto", 1), ("mode", 1)]:
+        plain, report = smooth_activations(Taken(), "silu", vectors, mechanism=mechanism)
+        assert (report.modules, report.calls) == (modules, 3)
+        inner = plain.model if mechanism == "mode" else plain
+        once = F.silu(F.silu(F.silu(inner.smooth_activations(vectors)) - 0.1) - 0.1)
+        torch.testing.assert_close(plain(vectors), once)
+        assert inner.other is inner.relu
+
+
 def test_converted_twice(networks, vectors):
     guest = networks["Functions"]()
     for mechanism in ("fx", "mode"):
