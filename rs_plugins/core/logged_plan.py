@@ -36,7 +36,7 @@ def read_plan(log: str | os.PathLike[str]) -> LoggedPlan | None:
     """Return the plan in the record beside ``log``; None where there is none that can be read."""
     try:
         record = json.loads(record_of(Path(log)).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     text = record.get("plan") if isinstance(record, dict) else None
     return understood(text) if isinstance(text, str) and text else None
@@ -52,7 +52,7 @@ def understood(text: str) -> LoggedPlan:
         first = ast.literal_eval(call.args[0]) if call.args else ()
         name = call.func.id
         radii = _radii(options.get(_WITH_RADII[name], first)) if name in _WITH_RADII else ()
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):  # all of them of a text
         return LoggedPlan(text, text)
     parts = [name, "/".join(f"{radius:g}" for radius in radii), f"n={options['n']}" if "n" in options else ""]
     return LoggedPlan(text, " ".join(filter(None, parts)), radii)

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
 _Path = str | os.PathLike[str]
 _Record = dict[str, Any]
+_LINE = re.compile(rb"[^\n]*\n")  # not splitlines, to which other bytes end a line, too
+_NAMED = 20  # shards that are named where they are missing
 
 
 def merge_results(logs: Sequence[_Path], out: _Path, *, partial: bool = False) -> Results:
@@ -129,20 +133,31 @@ def _of_whole(records: Sequence[_Record]) -> _Record:
 def _missing(paths: Sequence[Path], records: Sequence[_Record], kind: LogKind[Table], indices: Ints) -> str:
     """Return in words what is missing of the images that all logs together should hold, nothing if all are there."""
     for path, record in zip(paths, records, strict=True):
-        wanted, held = positions_of(record), set(_indices(path, kind))
-        if wanted is not None and (left := sorted(set(wanted) - held)):
-            done = len(wanted) - len(left)
+        wanted = positions_of(record)
+        if wanted is not None and (left := _left(wanted, _indices(path, kind))):
+            done = len(wanted) - left[0]
             return (
-                f"{path}: not finished: {done} of {len(wanted)} images, no image {left[0]}; go on with that run first"
+                f"{path}: not finished: {done} of {len(wanted)} images, no image {left[1]}; go on with that run first"
             )
-    lost = sorted(set(positions_of(_of_whole(records)) or ()) - set(indices.tolist()))
+    lost = _left(positions_of(_of_whole(records)) or range(0), indices.tolist())
     if not lost:
         return ""
     shards = {record["selection"]["shard"][1] for record in records}
     given = {record["selection"]["shard"][0] for record in records}
-    absent = [f"{part}/{parts}" for parts in shards for part in range(parts) if part not in given]
+    missing = (f"{part}/{parts}" for parts in shards for part in range(parts) if part not in given)
+    absent = [*islice(missing, _NAMED), *(["..."] if next(missing, None) else [])]
     names = f", so is shard {', '.join(absent)}" if len(shards) == 1 and absent else ""
-    return f"logs: {len(lost)} images are missing, the first is image {lost[0]}{names}"
+    return f"logs: {lost[0]} images are missing, the first is image {lost[1]}{names}"
+
+
+def _left(wanted: range, held: Sequence[int]) -> tuple[int, int] | None:
+    """Return how many positions of ``wanted`` are not among ``held``, and the first of them; None if all are.
+
+    A record of others may ask for any number of them, so they are not put into a list.
+    """
+    found = {position for position in held if position in wanted}
+    first = next((position for position in wanted if position not in found), None)
+    return None if first is None else (len(wanted) - len(found), first)
 
 
 def _indices(path: Path, kind: LogKind[Table]) -> list[int]:
@@ -155,7 +170,7 @@ def _merged(paths: Sequence[Path], kind: LogKind[Table], partial: bool) -> bytes
     headers: dict[bytes, Path] = {}
     for path in paths:
         complete, cut = complete_lines(path)
-        header, *lines = complete.splitlines(keepends=True) or [b""]
+        header, *lines = _LINE.findall(complete) or [b""]
         if header.decode(errors="replace") not in kind.headers:
             raise ResultsError(f"{path}: expected a log begun by rs-plugins, got another file")
         if cut and not partial:

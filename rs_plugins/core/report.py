@@ -12,7 +12,7 @@ from rs_plugins.core.logged_noise import LoggedNoise, read_noise, unlike
 from rs_plugins.core.logged_plan import LoggedPlan, read_plan
 from rs_plugins.core.merging import warn_unfinished
 from rs_plugins.core.results import Floats, Results
-from rs_plugins.core.results_files import read_results, text_of
+from rs_plugins.core.results_files import bytes_of, parse_number, parse_results, text_of
 from rs_plugins.errors import InputError, ResultsError
 
 STEP = 0.25  # of the radii in published tables
@@ -151,16 +151,17 @@ def read_log(path: str | os.PathLike[str]) -> Results | Curve:
     Raises:
         ResultsError: If it is none of these.
     """
-    first, *_ = text_of(Path(path).read_bytes(), path).split("\n")
-    if _numbers(first) is not None:
-        return _read_curve(path)
-    results = read_results(path)
+    data = bytes_of(path)
+    text = text_of(data, path)
+    if _numbers(text.partition("\n")[0]) is not None:
+        return _read_curve(text, path)
+    results = parse_results(data, path)
     warn_unfinished(Path(path), results)
     return results
 
 
-def _read_curve(path: str | os.PathLike[str]) -> Curve:
-    lines = text_of(Path(path).read_bytes(), path).removesuffix("\n").split("\n")
+def _read_curve(text: str, path: str | os.PathLike[str]) -> Curve:
+    lines = text.removesuffix("\n").split("\n")
     rows = [_numbers(line) for line in lines]
     for number, row in enumerate(rows, start=1):
         if row is None or not (0 <= row[0] < math.inf and 0 <= row[1] <= 1):
@@ -175,7 +176,7 @@ def _read_curve(path: str | os.PathLike[str]) -> Curve:
 
 def _numbers(line: str) -> tuple[float, float] | None:
     try:
-        radius, accuracy = (float(cell) for cell in line.split("\t"))
+        radius, accuracy = map(parse_number, line.split("\t"))
     except ValueError:
         return None
     return radius, accuracy

@@ -26,8 +26,10 @@ OUR_COLUMNS = ("pa_lower", "count", "n0", "n", "sigma", "alpha", "seed", "runner
 HEADER = "\t".join((*COLUMNS, *OUR_COLUMNS)) + "\n"
 OLDER_HEADER = HEADER.removesuffix("\tinvalid\n") + "\n"
 _REQUIRED = ("idx", "label", "predict", "correct", "time")  # a prediction log has no radius
-_INTEGER = re.compile(r"-?\d{1,18}")  # what fits into 64 bits
-_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")  # what fits into 64 bits
+# Python's float takes more, such as 1_0, which is 10
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf)")
+_TIME = re.compile(r"(?:([0-9]{1,9}) days?, )?([0-9]{1,9}):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
@@ -37,9 +39,9 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     columns, and files that end in the middle of a line (which is left out with a `ResultsWarning`).
 
     Raises:
-        ResultsError: If the file is no such log; the message names the line and what is wrong with it.
+        ResultsError: If the file cannot be read or is no such log; the message names the line and what is wrong.
     """
-    return parse_results(Path(path).read_bytes(), path)
+    return parse_results(bytes_of(path), path)
 
 
 def parse_results(data: bytes, path: str | os.PathLike[str]) -> Results:
@@ -56,6 +58,8 @@ def parse_results(data: bytes, path: str | os.PathLike[str]) -> Results:
             f"{path}: expected a header with the columns {' '.join(COLUMNS)}, got {lines[0]!r:.120} "
             f"(no {', '.join(missing)})"
         )
+    if len(set(header)) < len(header):
+        raise ResultsError(f"{path}: expected a header with each column once, got {lines[0]!r:.120}")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines[1:], start=2):
         if not line and number == len(lines):
@@ -89,6 +93,18 @@ def parse_results(data: bytes, path: str | os.PathLike[str]) -> Results:
 RESULTS = LogKind(HEADER, parse_results, older=(OLDER_HEADER,))
 
 
+def bytes_of(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of the file ``path``.
+
+    Raises:
+        ResultsError: If it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def text_of(data: bytes, path: str | os.PathLike[str]) -> str:
     """Return the text of the file ``path``, its lines ended by LF.
 
@@ -116,7 +132,7 @@ def _parse_row(header: Sequence[str], line: str) -> dict[str, Any]:
     row["time"] = parse_time(row["time"])
     for name in ("radius", "sigma", "alpha"):
         if name in row:
-            row[name] = float(row[name])
+            row[name] = parse_number(row[name])
     return row
 
 
@@ -127,8 +143,19 @@ def parse_integer(cell: str) -> int:
         ValueError: If it holds none of 64 bits.
     """
     if _INTEGER.fullmatch(cell) is None:
-        raise ValueError(f"expected an integer, got {cell!r}")
+        raise ValueError(f"expected an integer, got {cell!r:.80}")
     return int(cell)
+
+
+def parse_number(cell: str) -> float:
+    """Return the number that a cell holds, maybe "nan" or "inf".
+
+    Raises:
+        ValueError: If it holds none.
+    """
+    if _NUMBER.fullmatch(cell) is None:
+        raise ValueError(f"expected a number, got {cell!r:.80}")
+    return float(cell)
 
 
 def _check_row(row: dict[str, Any], previous: dict[str, Any] | None) -> None:
@@ -141,6 +168,12 @@ def _check_row(row: dict[str, Any], previous: dict[str, Any] | None) -> None:
         raise _InconsistentError(f"radius: expected a finite number >= 0, got {radius}")
     if row["predict"] == ABSTAIN and radius:
         raise _InconsistentError(f"radius: expected 0 for an abstention, got {radius}")
+    if min(row.get("n0", 0), row.get("n", 0)) < 0:
+        raise _InconsistentError(f"expected n0 and n >= 0, got {row.get('n0')} and {row.get('n')}")
+    if not 0 < row.get("sigma", 1.0) < math.inf or not 0 < row.get("alpha", 0.5) < 1:
+        raise _InconsistentError(
+            f"expected a finite sigma > 0 and alpha in (0, 1), got {row.get('sigma')} and {row.get('alpha')}"
+        )
     if row["correct"] != int(row["predict"] == row["label"]):
         raise _InconsistentError(
             f"correct: got {row['correct']} for label {row['label']} and prediction {row['predict']}"
@@ -155,9 +188,9 @@ def parse_time(text: str) -> float:
     """
     match = _TIME.fullmatch(text)
     if match is None:
-        seconds = float(text)
+        seconds = parse_number(text)
         if not 0 <= seconds < math.inf:
-            raise ValueError(f"time: expected seconds >= 0, got {text!r}")
+            raise ValueError(f"time: expected seconds >= 0, got {text!r:.80}")
         return seconds
     days, hours, minutes, rest = match.groups()
     return int(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + float(rest)

@@ -48,6 +48,8 @@ class LogWriter:
         self._last = -1
         self._complete = 0  # bytes of the file that are complete lines
         self._made_with: _MadeWith = None
+        if os.path.exists(self.path) and not os.path.isfile(self.path) and not os.path.isdir(self.path):
+            raise ResultsError(f"{self.path}: expected a file, got a device or a pipe")  # which may never end
         try:
             self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
@@ -132,12 +134,18 @@ class LogWriter:
             )
 
     def _append(self, line: bytes) -> None:
+        left = line
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._complete)  # no part of a line may stand before the next one
             raise ResultsError(f"{self.path}: cannot be written ({error.strerror}); go on with it later") from error
+        self._complete += len(line)
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise ResultsError(f"{self.path}: it was removed or replaced while it was written; begin anew")
 
     def _look(self) -> None:
         """Find out what the file holds, not counting a line that a killed run left unfinished."""
@@ -210,7 +218,7 @@ def read_record(log: Path) -> dict[str, Any]:
     record = record_of(log)
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise ResultsError(
@@ -250,6 +258,8 @@ def write_whole(path: Path, content: bytes) -> None:
         draft.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()  # on a full disk it takes the room that others need
         raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error
 
 

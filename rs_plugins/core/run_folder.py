@@ -66,7 +66,7 @@ class RunFolder:
         """Return the settings in the folder; None if there are none of ours."""
         try:
             found = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) and found.get("format") == self.format else None
 

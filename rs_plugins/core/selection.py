@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rs_plugins.core.checks import check_count
+from rs_plugins.core.checks import MOST_INDICES, check_count
 from rs_plugins.errors import InputError
 
 
@@ -32,9 +32,13 @@ class Selection:
         check_count(self.skip, "skip")
         if self.stop is not None and check_count(self.stop, "stop") <= self.start:
             raise InputError(f"stop: expected more than start ({self.start}), got {self.stop}")
-        part, parts = self.shard
-        if not 0 <= part < parts:
-            raise InputError(f"shard: expected I/N with 0 <= I < N, got {part}/{parts}")
+        try:
+            part, parts = (check_count(number, "shard", least=0) for number in self.shard)
+        except (TypeError, ValueError):
+            part = parts = 0
+        if not part < parts:
+            got = "/".join(map(str, self.shard)) if isinstance(self.shard, tuple) else repr(self.shard)
+            raise InputError(f"shard: expected I/N with 0 <= I < N, got {got}")
 
     def positions(self, images: int) -> list[int]:
         """Return the positions chosen of a data set of so many ``images``, increasing.
@@ -42,15 +46,24 @@ class Selection:
         Raises:
             InputError: If there are none.
         """
-        stop = images if self.stop is None else min(self.stop, images)
-        chosen = [position for position in range(self.start, stop) if position % self.skip == 0]
-        part, parts = self.shard
-        if not chosen[part::parts]:
+        return list(self.span(images))
+
+    def span(self, images: int) -> range:
+        """Return the same positions without a list of them, which another's record can make as long as memory.
+
+        Raises:
+            InputError: If there are none.
+        """
+        stop = images if self.stop is None else min(int(self.stop), images)
+        skip, (part, parts) = int(self.skip), map(int, self.shard)
+        first = -(-int(self.start) // skip) * skip
+        chosen = range(first, max(first, stop), skip)[part::parts]
+        if not chosen:
             raise InputError(
                 f"selection: expected at least one image, got none of {images} by start {self.start}, stop {stop}, "
                 f"skip {self.skip}, shard {part}/{parts}"
             )
-        return chosen[part::parts]
+        return chosen
 
     def record(self, images: int) -> dict[str, Any]:
         """Return what is written beside a log; the end of a data set of so many ``images`` is the same as no end."""
@@ -68,6 +81,7 @@ def selection_of(record: Mapping[str, Any]) -> Selection | None:
     kept = record.get("selection")
     if not isinstance(kept, dict) or not isinstance(record.get("images"), int):
         return None
+    check_count(record["images"], "images", most=MOST_INDICES)
     try:
         part, parts = kept["shard"]
         return Selection(kept["start"], kept["stop"], kept["skip"], (part, parts))
@@ -75,11 +89,11 @@ def selection_of(record: Mapping[str, Any]) -> Selection | None:
         raise InputError(f"selection: expected start, stop, skip and shard, got {kept}") from None
 
 
-def positions_of(record: Mapping[str, Any]) -> list[int] | None:
+def positions_of(record: Mapping[str, Any]) -> range | None:
     """Return the positions of the images that a log with this record is to hold; None if that is not known.
 
     Raises:
         InputError: If there are none.
     """
     selection = selection_of(record)
-    return None if selection is None else selection.positions(record["images"])
+    return None if selection is None else selection.span(record["images"])

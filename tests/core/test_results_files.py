@@ -122,7 +122,7 @@ def test_a_line_cut_off_at_the_end_is_left_out(log):
         (HEADER + row(predict=-1, correct=0), "line 2: radius: expected 0 for an abstention, got 0.5"),
         (HEADER + row(predict=-2, correct=0), "line 2: expected idx >= 0 and predict >= -1, got 0 and -2"),
         (HEADER + row(correct=0), "line 2: correct: got 0 for label 3 and prediction 3"),
-        (HEADER + row(time="later"), "line 2: could not convert"),
+        (HEADER + row(time="later"), "line 2: expected a number, got 'later'"),
         (HEADER + row(idx="a") + row(2), "line 2: expected an integer, got 'a'"),
         (HEADER + row(idx="1_0") + row(20), "line 2: expected an integer, got '1_0'"),
         (HEADER + row(idx="9" * 19) + row(2), "line 2: expected an integer, got '9999999999999999999'"),

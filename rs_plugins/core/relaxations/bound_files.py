@@ -4,7 +4,6 @@ import math
 import os
 import warnings
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -21,7 +20,7 @@ from rs_plugins.core.relaxations.bound_results import (
 )
 from rs_plugins.core.relaxations.regions import Norm
 from rs_plugins.core.results import common
-from rs_plugins.core.results_files import format_time, parse_integer, parse_time, text_of
+from rs_plugins.core.results_files import bytes_of, format_time, parse_integer, parse_number, parse_time, text_of
 from rs_plugins.core.results_writer import LogWriter
 from rs_plugins.errors import ResultsError, ResultsWarning
 
@@ -47,9 +46,9 @@ def read_bounds(path: _Path) -> BoundResults:
     """Read a log of bounds; a last line that is cut off is left out with a `ResultsWarning`.
 
     Raises:
-        ResultsError: If the file is no such log; the message names the line and what is wrong with it.
+        ResultsError: If the file cannot be read or is no such log; the message names the line and what is wrong.
     """
-    return parse_bounds(Path(path).read_bytes(), path)
+    return parse_bounds(bytes_of(path), path)
 
 
 def parse_bounds(data: bytes, path: _Path) -> BoundResults:
@@ -136,7 +135,7 @@ def _parse_row(line: str) -> dict[str, Any]:
         row[name] = parse_integer(row[name])
     row["time"] = parse_time(row["time"])
     for name in ("margin", "slack", "eps"):
-        row[name] = float(row[name] or math.nan)
+        row[name] = parse_number(row[name] or "nan")
     return row
 
 
@@ -147,11 +146,11 @@ def _check_row(row: dict[str, Any], previous: int) -> None:
     if not 0 <= row["eps"] < math.inf:
         raise ValueError(f"eps: expected a finite number >= 0, got {row['eps']}")
     if row["norm"] not in get_args(Norm):
-        raise ValueError(f"norm: expected one of {', '.join(get_args(Norm))}, got {row['norm']!r}")
+        raise ValueError(f"norm: expected one of {', '.join(get_args(Norm))}, got {row['norm']!r:.80}")
     if status not in STATUSES:
-        raise ValueError(f"status: expected one of {', '.join(STATUSES)}, got {status!r}")
+        raise ValueError(f"status: expected one of {', '.join(STATUSES)}, got {status!r:.80}")
     if method not in _DECIDING.get(status, METHODS):
-        raise ValueError(f"method: expected one of {', '.join(_DECIDING.get(status, METHODS))}, got {method!r}")
+        raise ValueError(f"method: expected one of {', '.join(_DECIDING.get(status, METHODS))}, got {method!r:.80}")
     if status != "failed" and (row["predict"] == row["label"]) == (status == "misclassified"):
         raise ValueError(f"status: got {status} for label {row['label']} and prediction {row['predict']}")
     if status == "verified" and not 0 < margin < math.inf:

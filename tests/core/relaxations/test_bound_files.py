@@ -120,7 +120,7 @@ def line(**changes):
         (HEADER + line(eps="-0.1"), "eps: expected a finite number >= 0, got -0.1"),
         (HEADER + line(eps="inf"), "eps: expected a finite number >= 0, got inf"),
         (HEADER + line(norm="l1"), "norm: expected one of linf, l2, got 'l1'"),
-        (HEADER + line(time="soon"), "line 2: could not convert string to float: 'soon'"),
+        (HEADER + line(time="soon"), "line 2: expected a number, got 'soon'"),
     ],
 )
 def test_what_cannot_be_is_refused(text, message):
