@@ -1,5 +1,6 @@
 """What the verbs that run a model on a data set have in common: options, and how they are read."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
         InputError: As `load_any_network`, or if there is no noise level.
     """
     target = options["model"]
-    if options["sigma"] is None and ":" in target and not Path(target).is_dir():
+    if options["sigma"] is None and ":" in target and not os.path.isdir(target):
         raise InputError(f"sigma: expected --sigma beside {target}, got none; only a folder of a trained model says it")
     network, sigma = load_any_network(options)
     if sigma is None:
@@ -114,7 +115,7 @@ def load_any_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float | No
     from rs_plugins.core.training.trained import load_trained
 
     target, weights, sigma = (options[name] for name in ("model", "weights", "sigma"))
-    if Path(target).is_dir():
+    if os.path.isdir(target):  # unlike Path.is_dir it raises nothing, whatever the name
         if weights is not None:
             raise InputError(f"weights: the folder {target} has its own, expected no --weights beside it")
         trained = load_trained(target, trust=options["trust_model"])

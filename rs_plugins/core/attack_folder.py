@@ -7,8 +7,6 @@ the attack is complete, ``evaluation.json`` the settings and figures.
 import io
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -163,7 +161,7 @@ def _read(file: Path, columns: Collection[str] = ()) -> Columns:
     try:
         with np.load(file, allow_pickle=False) as archive:
             batch = {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged archive can raise anything
         raise ResultsError(f"{file}: expected an archive of plain arrays, got {error}") from None
     if missing := [name for name in ("index", *columns) if name not in batch]:
         raise ResultsError(f"{file}: expected a column {missing[0]}, got {', '.join(batch) or 'none'}")

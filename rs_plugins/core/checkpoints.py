@@ -1,5 +1,6 @@
 """Models by name, and their weights from files of which nothing is executed."""
 
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -108,12 +109,13 @@ def read_weights(path: str | Path) -> State:
         InputError: If the file is not there, damaged, or would have to be executed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"weights: {path} is a folder" if path.is_dir() else f"weights: there is no file {path}")
+    if not os.path.isfile(path):  # unlike Path.is_file it raises nothing, whatever the name
+        got = f"{path} is a folder" if os.path.isdir(path) else f"there is no file {path}"
+        raise InputError(f"weights: {got}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"weights: {path}: expected a safetensors file, got a damaged one ({error})") from None
     return _state_dict(path, _load_torch(path))
 
@@ -130,7 +132,7 @@ def _load_torch(path: Path) -> object:
             f"weights: {path}: expected a torch file of tensors only, got one with Python objects, which would be "
             "executed; if you trust it, load it yourself and save model.state_dict()"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"weights: {path}: expected a torch file, got a damaged one ({reason})") from None
 
@@ -146,6 +148,12 @@ def _state_dict(path: Path, content: object) -> State:
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"weights: {path}: expected a state_dict, got {type(content).__name__} of other things")
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise InputError(f"weights: {path}: expected names of weights, got {key!r:.80}")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            kind = f"{value.dtype}, {value.layout}, on {value.device}"
+            raise InputError(f"weights: {path}: {key}: expected plain real numbers, got {kind}")
     return dict(content)
 
 

@@ -1,5 +1,6 @@
 """Certification as a job: a data set certified into a log, which can be killed at any moment and gone on with."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,9 +105,9 @@ def check_log(log: str | Path, *, resume: bool) -> Path:
         ResultsError: If the log exists and is not to be gone on with.
     """
     log = Path(log)
-    if not resume and log.exists() and log.stat().st_size:
+    if not resume and os.path.exists(log) and log.stat().st_size:  # unlike Path.exists it raises nothing
         raise ResultsError(f"{log}: it exists; to go on with it use resume (--resume), else choose another file")
-    if not log.parent.is_dir():
+    if not os.path.isdir(log.parent):
         raise InputError(f"log: there is no folder {log.parent}")
     return log
 

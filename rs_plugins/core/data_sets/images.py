@@ -1,6 +1,7 @@
 """Decodes image files with Pillow, which is imported when the first is read."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,14 @@ def open_image(source: Path | bytes, name: str) -> "Image":
         MissingDependencyError: If Pillow is not installed.
     """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ModuleNotFoundError as error:
         raise MissingDependencyError("images need Pillow: pip install 'rs-plugins[images]'") from error
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except (UnidentifiedImageError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a few bytes that ask for much memory
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except Exception as error:  # a damaged file can raise anything
         raise InputError(f"data: {name}: expected an image, got something else ({error})") from None
 
 
@@ -44,7 +47,7 @@ def decode(image: "Image", name: str, size: int | None = None) -> Array:
     with image:
         try:
             pixels = image.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow's words for a broken file
+        except Exception as error:  # a damaged file can raise anything
             raise InputError(f"data: {name}: cannot be decoded ({error})") from None
     array: Array = np.asarray(pixels if size is None else _centre(pixels, size)).transpose(2, 0, 1)
     return array

@@ -1,5 +1,6 @@
 """Opens a data set by a text such as ``mnist:DIR``, as the command line names it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,16 +43,19 @@ def open_data_set(text: str, *, split: str | None = None, image_size: int | None
         formats = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, npz:FILE or npz-jpeg:FILE"
         raise InputError(f"data: expected {formats}, got {text!r}")
     path = Path(place).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists it raises nothing, whatever the name
         raise InputError(f"data: {name}: there is no {path}")
     if split is not None and not has_parts(text):
         raise InputError(f"split: {name} has no parts; name the folder or file of the part that you want")
-    if name == "imagefolder":
-        return image_folder.open_image_folder(
-            path, None if image_size is None else check_count(image_size, "image_size")
-        )
-    open_it, _ = _ON_DISK[name]
-    return open_it(path, split or "test")
+    if image_size is not None:
+        image_size = check_count(image_size, "image_size")
+    try:
+        if name == "imagefolder":
+            return image_folder.open_image_folder(path, image_size)
+        open_it, _ = _ON_DISK[name]
+        return open_it(path, split or "test")
+    except OSError as error:
+        raise InputError(f"data: {name}: {error.filename or path} cannot be read ({error.strerror})") from error
 
 
 def open_training_set(text: str, *, image_size: int | None = None) -> DataSet:
