@@ -14,6 +14,7 @@ def rs_plugins_components() -> list[Component]:
         Component("noise", "gaussian", "rs_plugins.core.noise:GaussianNoise"),
         Component("noise", "gaussian-linf", "rs_plugins.core.noise_families.gaussian_linf:GaussianLinfNoise"),
         Component("noise", "laplace", "rs_plugins.core.noise_families.laplace:LaplaceNoise"),
+        Component("noise", "lattice-gaussian", "rs_plugins.core.noise_families.lattice:LatticeGaussianNoise"),
         Component("noise", "uniform", "rs_plugins.core.noise_families.uniform:UniformNoise"),
         Component("noise", "uniform-linf", "rs_plugins.core.noise_families.uniform:UniformLinfNoise"),
         Component("trainer", "consistency", "rs_plugins.core.training.consistency:Consistency"),
