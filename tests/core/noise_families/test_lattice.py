@@ -1,5 +1,4 @@
 from bisect import bisect_right
-from collections import defaultdict
 from fractions import Fraction
 from functools import partial
 
@@ -10,7 +9,8 @@ import torch
 from scipy.stats import chisquare, norm
 from torch import nn
 
-from rs_plugins import Anytime, FixedBudget, SmoothedModel, certify
+import rs_plugins
+from rs_plugins import Anytime, FixedBudget, SmoothedModel, certify, registry
 from rs_plugins.core.noise import GaussianNoise, make_noise
 from rs_plugins.core.noise_families.lattice import InverseCdf, LatticeGaussianNoise, inverse_cdf
 from rs_plugins.core.perturbing import NoiseOnGrid, perturb_
@@ -63,9 +63,8 @@ def test_no_value_is_more_likely_than_it_should_be_and_the_rest_are_failures(sig
     assert Q - cdf.failing <= 2 * levels * (max(1, int(6 * sigma)) + 1) + 1 < 2**16  # one for each threshold, and one
     with mpmath.workprec(200):
         edges = [Fraction(2 * i + 1) / (2 * levels * Fraction(sigma)) for i in range(cdf.least, -cdf.least)]
-        # from the nearer tail: no digit is lost in differences close to one
-        tails = [mpmath.ncdf(-mpmath.mpf(abs(x).numerator) / abs(x).denominator) for x in edges]
-        below = [Q * tail if x < 0 else Q * (1 - tail) for x, tail in zip(edges, tails, strict=True)]
+        lower = [Q * mpmath.ncdf(mpmath.mpf(x.numerator) / x.denominator) for x in edges if x < 0]
+        below = [*lower, *(Q - mass for mass in reversed(lower))]
         exact = [high - low for low, high in zip([0, *below], [*below, mpmath.mpf(Q)], strict=True)]
         assert all(mass <= bound for mass, bound in zip(masses.tolist(), exact, strict=True))
         assert sum(bound - mass for mass, bound in zip(masses.tolist(), exact, strict=True)) < 2**16
@@ -147,28 +146,31 @@ def test_neighbouring_draws_are_independent():
 # ---- the sum ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("sigma", "levels"), [(0.5, 255), (0.33, 255), (0.25, 510)])
-def test_one_float_for_each_integer_sum(dtype, sigma, levels):
-    """256 pixels under 5,003 draws each, whatever the place in memory: a million pairs of image and noise."""
+def distinct_pairs(integers, floats):
+    """Two arrays: integers, and floats that came with them, each pair once."""
+    pairs = np.unique(integers.flatten().double().numpy() + 1j * floats.flatten().double().numpy())
+    return pairs.real, pairs.imag
+
+
+@pytest.mark.parametrize(
+    ("sigma", "levels", "dtype"),
+    [(0.5, 255, torch.float32), (0.5, 255, torch.float64), (0.33, 255, torch.float32), (0.25, 510, torch.float32)],
+)
+def test_one_float_for_each_integer_sum(sigma, levels, dtype):
+    """All 256 pixels under 1,003 draws each, whatever the place in memory: a quarter of a million pairs."""
     noise, source = LatticeGaussianNoise(sigma, levels), partial(torch.Generator().manual_seed, 7)
-    images = (torch.arange(0, levels + 1, levels // 255).to(dtype) / levels).reshape(1, -1)
-    out = torch.empty(5003, images.shape[1], dtype=dtype)
-    assert noise.perturb_(out, images, source()) is None
+    pixels = torch.arange(0, levels + 1, levels // 255)
+    out = torch.empty(1003, 256, dtype=dtype)
+    assert noise.perturb_(out, pixels.to(dtype) / levels, source()) is None
     draws, _ = inverse_cdf(sigma, levels).draw(out.numel(), source())
     k = max(1, int(6 * sigma))
-    sums = torch.arange(0, levels + 1, levels // 255) + draws.long().view(out.shape)
-    sums = sums.clamp(-k * levels, (k + 1) * levels)
-    floats, integers = defaultdict(set), sums.flatten().tolist()
-    for integer, number in zip(integers, out.flatten().tolist(), strict=True):
-        floats[integer].add(number)
-    assert all(len(numbers) == 1 for numbers in floats.values())
-    assert len(set.union(*floats.values())) == len(floats) > 700
+    sums = (pixels + draws.view(out.shape)).clamp(-k * levels, (k + 1) * levels)
+    integers, floats = distinct_pairs(sums, out)
+    assert len(np.unique(integers)) == len(np.unique(floats)) == len(integers) > 700
     exact = np.float32 if dtype == torch.float32 else np.float64
-    assert all(numbers == {float(exact(integer) / exact(levels))} for integer, numbers in floats.items())
-    if sigma == 0.33:  # at three standard deviations from an end
-        assert min(floats) == -levels
-        assert max(floats) == 2 * levels
+    assert np.array_equal(integers.astype(exact) / exact(levels), floats.astype(exact))
+    if sigma == 0.33:  # three standard deviations from an end
+        assert (integers.min(), integers.max()) == (-levels, 2 * levels)
 
 
 @pytest.mark.parametrize(("k", "most", "several"), [(3, 28, 2235), (6, 47, 3800)])
@@ -176,11 +178,8 @@ def test_added_in_floating_point_a_sum_would_be_many_floats(k, most, several):
     """The defect of the reference code, by its own arithmetic: x = a/255 and e = b/255 - k - 1 in single precision."""
     a, b = torch.arange(256), torch.arange(510 * (k + 1) + 1)
     total = (a.float() / 255)[:, None] + (b.float() / 255 - k - 1)
-    floats = defaultdict(set)
-    for integer, number in zip((a[:, None] + b).flatten().tolist(), total.flatten().tolist(), strict=True):
-        floats[integer].add(number)
-    counts = [len(numbers) for numbers in floats.values()]
-    assert (max(counts), sum(count > 1 for count in counts)) == (most, several)
+    _, counts = np.unique(distinct_pairs(a[:, None] + b, total)[0], return_counts=True)
+    assert (counts.max(), (counts > 1).sum()) == (most, several)
 
 
 def test_an_image_of_its_own_for_each_copy():
@@ -259,11 +258,11 @@ def test_settings_are_checked():
 
 
 def test_the_largest_sums_fit():
-    noise = LatticeGaussianNoise(0.02, 10922)
+    noise = LatticeGaussianNoise(0.002, 10922)
     assert -noise._cdf.least + 10922 == 3 * 10922 < 2**15
     out = torch.empty(50, 40)
     assert noise.perturb_(out, torch.ones(40), torch.Generator().manual_seed(0)) is None
-    assert (out - 1).std() == pytest.approx(0.02, rel=0.1)
+    assert (out - 1).std() == pytest.approx(0.002, rel=0.1)
 
 
 # ---- certificates ----------------------------------------------------------------------------------------------------
@@ -374,6 +373,10 @@ def test_failures_may_have_been_the_rivals():
         with pytest.warns(ModelWarning):
             (certificate,) = certify(Constant(), grid(1, 1, 1, 4), 0.25, family=Failing, plan=plan)
         assert certificate.runner_up > 1 - certificate.count / certificate.n  # though no vote went to a rival
+
+
+def test_it_is_found_by_its_name():
+    assert registry.component("noise", "lattice-gaussian") is rs_plugins.LatticeGaussianNoise is LatticeGaussianNoise
 
 
 # ---- what is no certificate ------------------------------------------------------------------------------------------
