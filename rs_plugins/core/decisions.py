@@ -6,11 +6,12 @@ precision, a GPU), in a *panel*, a batch of a fixed size in which neither the pl
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from rs_plugins.core.models import check_logits, check_unchanged, evaluating
+from rs_plugins.core.models import check_logits, check_unchanged, evaluating, whole_batches
 from rs_plugins.core.noise import Noise
 from rs_plugins.core.perturbing import perturb_
 from rs_plugins.errors import ModelError
@@ -151,10 +152,11 @@ class Decider:
         """Return the logits of ``copies`` from batches of exactly ``size``; what is missing is filled with zeros."""
         compute = self._model if size == 1 else self._careful
         parts = []
-        for part in copies.split(size):
-            batch = part.new_zeros(size, *part.shape[1:])
-            batch[: len(part)] = part
-            parts.append(self._logits(batch, compute)[: len(part)])
+        with whole_batches(self._model) if size > 1 else nullcontext():  # a panel's neighbours are to have no say
+            for part in copies.split(size):
+                batch = part.new_zeros(size, *part.shape[1:])
+                batch[: len(part)] = part
+                parts.append(self._logits(batch, compute)[: len(part)])
         return torch.cat(parts)
 
     def _settled(self, copies: Tensor) -> Tensor:

@@ -21,6 +21,16 @@ class NoisyModule(nn.Module):
     """A module that adds noise by itself."""
 
 
+class SelectiveModule(nn.Module):
+    """A module that runs parts of itself on some images of a batch only.
+
+    Which images these are decides how large such a pass is, and so how it rounds: the neighbours have a say. Where
+    ``selective`` is False it runs everything on the whole batch.
+    """
+
+    selective: bool = True
+
+
 class UnseenModule(nn.Module):
     """A module whose working torch cannot see; it is known by its ``name``, one line of text."""
 
@@ -60,6 +70,19 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def whole_batches(model: nn.Module) -> Iterator[None]:
+    """Let every `SelectiveModule` in ``model`` run all of itself on all images inside the block."""
+    parts = [part for part in model.modules() if isinstance(part, SelectiveModule) and part.selective]
+    for part in parts:
+        part.selective = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.selective  # which uncovers that of the class
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import dropout
 
 from rs_plugins.core.decisions import PROBES, Decider, probes
+from rs_plugins.core.models import SelectiveModule
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import Poll
@@ -67,6 +68,26 @@ def test_only_close_decisions_are_taken_again(dtype):
     assert decide(close).tolist() == [0, 0]
     assert model.batches == 3
     assert decide(torch.tensor([[math.inf, 0.0, 1.0]] * 2, dtype=dtype)).tolist() == [0, 0]
+
+
+class Selective(Logits, SelectiveModule):
+    """It writes down how large its batches are, and whether it may leave images out."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append((len(x), self.selective))
+        return super().forward(x)
+
+
+def test_in_a_panel_a_model_leaves_no_image_out():
+    model, tie = Selective(), torch.zeros(3, 2)
+    Decider(model, 2, 0.0, panel=8)(tie)
+    Decider(model, 2, 0.0)(tie[:2])
+    assert model.calls == [(3, True), (8, False), (2, True), (1, True), (1, True)]
+    assert model.selective
 
 
 def test_what_is_close_follows_the_rounding_that_was_measured():

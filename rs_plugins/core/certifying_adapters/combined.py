@@ -1,21 +1,19 @@
 """Several adapted classifiers with one extractor as one classifier: their mean, or one of them for each noisy image."""
 
-import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.routing import Router, choices
-from rs_plugins.core.models import check_unchanged
+from rs_plugins.core.ensembles import Average, averaged
+from rs_plugins.core.models import SelectiveModule, check_unchanged
 from rs_plugins.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Averaged = Literal["logits", "probabilities"]
 
 
 class Members(nn.Module):
@@ -59,10 +57,10 @@ class AveragedClassifier(Members):
         InputError: If ``of`` is something else.
     """
 
-    def __init__(self, members: Iterable[AdaptedClassifier], *, of: Averaged = "logits") -> None:
+    def __init__(self, members: Iterable[AdaptedClassifier], *, of: Average = "logits") -> None:
         super().__init__(members)
-        if of not in get_args(Averaged):
-            raise InputError(f"of: expected one of {', '.join(map(repr, get_args(Averaged)))}, got {of!r}")
+        if of not in get_args(Average):
+            raise InputError(f"of: expected one of {', '.join(map(repr, get_args(Average)))}, got {of!r}")
         self.of = of
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,17 +70,14 @@ class AveragedClassifier(Members):
             ModelError: If a part of a member changes in place what the next one reads.
         """
         members = self.adapted()
-        answers = torch.stack(_every_answer(members, members[0].normalise(x)))
-        if self.of == "logits":
-            return answers.mean(dim=0)
-        return answers.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(members))
+        return averaged(torch.stack(_every_answer(members, members[0].normalise(x))), self.of)
 
     def extra_repr(self) -> str:
         """Return the setting for `repr`."""
         return f"of={self.of!r}"
 
 
-class RoutedClassifier(Members):
+class RoutedClassifier(Members, SelectiveModule):
     """For each noisy image one member, chosen by a router that sees that noisy image and nothing else.
 
     The extractor runs once for all images whose members read its features, and once for each member that works inside
@@ -108,7 +103,8 @@ class RoutedClassifier(Members):
         members = self.adapted()
         choice = choices(self.router, x, len(members))
         x = members[0].normalise(x)
-        if torch.compiler.is_compiling():  # which compiles again for each number of images that a member gets
+        # What is compiled would be compiled again for each number of images that a member gets.
+        if torch.compiler.is_compiling() or not self.selective:
             return torch.stack(_every_answer(members, x))[choice, torch.arange(len(x), device=x.device)]
         groups = [(member, (choice == number).nonzero().flatten()) for number, member in enumerate(members)]
         groups = [(member, rows) for member, rows in groups if len(rows)]

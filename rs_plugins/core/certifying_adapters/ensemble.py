@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from rs_plugins.core.certification import Certificate, Certificates, certify
 from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
-from rs_plugins.core.certifying_adapters.combined import Averaged, AveragedClassifier, Members, RoutedClassifier
+from rs_plugins.core.certifying_adapters.combined import AveragedClassifier, Members, RoutedClassifier
 from rs_plugins.core.certifying_adapters.routing import NoiseLevelRouter, Router
 from rs_plugins.core.checks import check_positive
+from rs_plugins.core.ensembles import Average
 from rs_plugins.core.frozen_copy import sharing_copy
 from rs_plugins.core.identity import identity
 from rs_plugins.core.models import check_logits, device_and_dtype, evaluating
@@ -107,7 +108,7 @@ class AdapterEnsemble(Members):
             raise InputError(f"sigma: expected the noise level of one member, of {known}, got {wanted!r}")
         return found[0]
 
-    def average(self, *, of: Averaged = "logits") -> AveragedClassifier:
+    def average(self, *, of: Average = "logits") -> AveragedClassifier:
         """Return the classifier that takes the mean over all members.
 
         Args:

@@ -20,7 +20,7 @@ from rs_plugins.core.certifying_adapters.routing import NoiseLevelRouter
 from rs_plugins.core.decisions import Decider
 from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.identity import identity
-from rs_plugins.core.models import evaluating
+from rs_plugins.core.models import evaluating, whole_batches
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import InputError, ModelError
@@ -174,6 +174,17 @@ def test_a_compiler_is_shown_shapes_that_stay(kinds, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     heads = [passes(member.head) for member in built]
     torch.testing.assert_close(routed(X), expected)
+    assert heads == [[12]] * len(kinds)
+
+
+@pytest.mark.parametrize("kinds", [READING, MIXED])
+def test_in_whole_batches_all_members_see_all_images(kinds):
+    built = members(kinds)
+    routed = RoutedClassifier(built, ByFirstPixel(len(kinds)))
+    expected = routed(X)
+    heads = [passes(member.head) for member in built]
+    with whole_batches(routed):
+        torch.testing.assert_close(routed(X), expected)
     assert heads == [[12]] * len(kinds)
 
 
