@@ -35,6 +35,8 @@ def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     bare, adapted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[-26:-24])
     assert lines[-26].startswith("bare: right and certified at 0.5")
     assert adapted >= bare + 5
+    assert names["replaced"].calls == 2
+    assert names["last"].validation_accuracy > names["last"].adversarial_accuracy > 0.3
     lines = [*lines[:attacked], *lines[-24:]]
     proved, resisted = (int(line.rpartition(": ")[2].rstrip("%")) for line in lines[:2])
     assert 40 <= proved <= resisted + 40 <= 140
