@@ -1,5 +1,6 @@
 """Loading plugins: each failure harms its own plugin only, is said once, and raises under strict."""
 
+import math
 import os
 import re
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import kstest
 
-from rs_plugins import registry
+from rs_plugins import AtRadius, FixedBudget, certify, registry
 from rs_plugins.errors import PluginError, PluginWarning, UnknownNameError
 from rs_plugins.hookspecs import Component, Export
 from rs_plugins.registry import Registry
@@ -265,10 +267,24 @@ def test_the_plugins_in_the_documentation_work(site):
         else:
             site.write(name, text)
     it = Registry(site.entry_points())
-    noise = it.component("noise", "uniform")(0.25)
+    noise = it.component("noise", "logistic")(0.25)
     generator = torch.Generator().manual_seed(0)
-    assert noise.draw_(torch.empty(20_000), generator).std().item() == pytest.approx(0.25, rel=0.02)
-    assert noise.radius(1.0) == pytest.approx(3**0.5 * 0.25)
+    drawn = noise.draw_(torch.empty(20_000), generator)
+    scale = 0.25 * 3**0.5 / math.pi
+    assert kstest(drawn.numpy(), "logistic", args=(0, scale)).pvalue > 1e-3
+    assert noise.draw_(torch.empty(10**7, dtype=torch.float32), generator).isfinite().all()
+    for t in (1e-9, 0.1, 0.5):  # the worst case, a threshold that lies t away
+        radius = noise.radius(1 / (1 + math.exp(-t / scale)))
+        assert radius == pytest.approx(t, rel=1e-6)
+        assert t <= noise.radius(noise.probability(t)) + 1e-11
+        assert 1 / (1 + math.exp(-t / scale)) <= noise.probability(t)
+    assert noise.radius(0.5) == 0
+    assert noise.radius(1.0) == math.inf
+    images = torch.rand(2, 1, 2, 2, generator=generator)
+    for plan in (FixedBudget(n=300), AtRadius(0.01, n=300)):
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        found = list(certify(model, images, 0.25, plan=plan, family=type(noise)))
+        assert {(each.made_with.family, each.made_with.norm) for each in found} == {("logistic", "l1")}
     code = """
 import torch, torchattacks
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
