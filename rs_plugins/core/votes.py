@@ -28,11 +28,13 @@ from rs_plugins.core.checks import check_count, check_images, check_indices, che
 from rs_plugins.core.chunks import calibrated_chunk, default_chunk
 from rs_plugins.core.decisions import MARGIN, PROBES, Decider, probes
 from rs_plugins.core.execution import Runner, check_channels_last
+from rs_plugins.core.memory import Room, is_of_memory, keep_freed_memory
 from rs_plugins.core.models import check_noiseless, evaluating, probe
 from rs_plugins.core.noise import Family, GaussianNoise, make_noise
 from rs_plugins.core.perturbing import check_on_grid, perturb_
 from rs_plugins.core.procedures import BLOCK, Ballot, Counts, Job, Procedure, Turn
 from rs_plugins.core.streams import fresh_seed, stream
+from rs_plugins.core.transfers import fetch, to_device
 from rs_plugins.errors import ModelWarning
 
 __all__ = ["BLOCK", "Ballot", "Counts", "Poll", "Procedure", "Turn", "default_chunk", "warn_invalid"]
@@ -55,7 +57,8 @@ class Poll:
         indices: Position of each image in its data set, (n,); 0…n-1 by default. An image's noise depends on it.
         classes: The number of classes; found by running the model once if not given.
         chunk: At most this many noisy images per forward pass; found by a short trial if not given and the work is long
-            enough for one. Changes the speed, never a count.
+            enough for one. Changes the speed, never a count. Where memory is too small, passes are halved until they
+            fit.
         device: Only needed for a model without parameters.
         dtype: Floating-point type of a copy of the model that votes in its place; None for the model itself. The noise
             is drawn and added in single precision at least, and the sum rounded once.
@@ -97,6 +100,7 @@ class Poll:
         self.chunk = 1 if chunk is None else check_count(chunk, "chunk")
         self.classes = 0 if classes is None else check_count(classes, "classes", least=2)
         self._to_calibrate = chunk is None and not compile
+        self._room = Room()
         self.depth = 0 if self.device.type == "cpu" else 1  # passes whose votes nobody waits for
         if len(images):
             self.chunk = default_chunk(images[0], self.device) if chunk is None else self.chunk
@@ -132,7 +136,7 @@ class Poll:
         the work is long, the size of the passes is found by a trial first.
         """
         if self.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         if self._to_calibrate and len(self.images):
             with self._voting():
                 self.chunk = calibrated_chunk(self._trial_pass, self.chunk, most * len(self.images))
@@ -162,10 +166,33 @@ class Poll:
         copies = probes(shape, self.noise, source, self.exact)  # not of an image: parts of a data set count alike
         panel, runner = self._panel(), self.runner
         if not compile:
-            return Decider.measured(runner, copies, self.classes, panel=panel)
+            return self._measured(copies, panel)
         runner.compile_(shape, self.chunk, *[panel] * (panel > 1))
-        quick, careful = (partial(runner.compiled, size=size) for size in (self.chunk, panel))
-        return Decider.measured(runner, copies, self.classes, panel=panel, quick=quick, careful=careful)
+        return self._measured(copies, panel, quick=self._compiled, careful=partial(runner.compiled, size=panel))
+
+    def _measured(self, copies: Tensor, panel: int, **computing: Callable[[Tensor], Tensor]) -> Decider:
+        """Measure rounding on ``copies``, or on as many of them as fit into memory, and then without a panel."""
+        try:
+            return Decider.measured(self.runner, copies, self.classes, panel=panel, **computing)
+        except Exception as error:
+            if not is_of_memory(error) or len(copies) == 1:
+                raise
+        self._room.most = len(copies) // 2
+        return self._measured(copies[: self._room.most], 1, **computing)
+
+    def _compiled(self, batch: Tensor) -> Tensor:
+        return self.runner.compiled(batch, min(self.chunk, self._room.most or self.chunk))
+
+    def look(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what `Decider.look` does, in parts where memory is too small for all of ``batch``."""
+        parts = self._room.parts(self.decide.look, batch)
+        if len(parts) == 1:
+            return parts[0]
+        winners = torch.cat([winners for winners, _ in parts])
+        if all(close is None for _, close in parts):
+            return winners, None
+        unsure = [torch.zeros_like(won, dtype=torch.bool) if close is None else close for won, close in parts]
+        return winners, torch.cat(unsure)
 
     def _panel(self) -> int:
         """Return the size of the batches in which close decisions are taken again: 1 where few are close."""
@@ -180,10 +207,27 @@ class Poll:
             source = stream(self.seed, "calibration", device=self.device)
             batch = torch.empty(size, *self.images.shape[1:], dtype=self.exact, device=self.device)
             perturb_(self.noise, batch, self.images[0].to(self.device), source)
-            self.decide.look(batch)[0].cpu()
-        except torch.cuda.OutOfMemoryError:
+            self.look(batch)[0].cpu()
+        except Exception as error:
+            if not is_of_memory(error):
+                raise
             return math.inf
-        return time.perf_counter() - started
+        return math.inf if (self._room.most or size) < size else time.perf_counter() - started
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Return room for the images of the passes that are under way, of fewer images each where memory is too small.
+
+        Raises:
+            RuntimeError: If there is none for a single image.
+        """
+        while True:
+            try:
+                rooms = (self.depth + 1, self.chunk, *self.images.shape[1:])
+                return torch.empty(rooms, dtype=self.exact, device=self.device).unbind()
+            except Exception as error:
+                if not is_of_memory(error) or self.chunk == 1:
+                    raise
+            self.chunk //= 2
 
     @property
     def exact(self) -> torch.dtype:
@@ -199,8 +243,7 @@ class _Count(Generic[R]):
 
     def __init__(self, poll: Poll, procedure: Callable[[Turn], Procedure[R]]) -> None:
         self._poll, self._procedure = poll, procedure
-        room = (poll.depth + 1, poll.chunk, *poll.images.shape[1:])
-        self._buffers = torch.empty(room, dtype=poll.exact, device=poll.device).unbind()
+        self._buffers = poll.buffers()
         self._waiting = deque(range(len(poll.images)))
         self._begun: deque[Job[R]] = deque()  # in the order of the images, which is that of the results
         self._in_need: list[tuple[int, Job[R]]] = []  # a heap: the first image comes first
@@ -267,7 +310,7 @@ class _Count(Generic[R]):
             used += size
         if used:
             self._launched += 1
-            winners, close = self._poll.decide.look(buffer[:used])
+            winners, close = self._poll.look(buffer[:used])
             for start, marks in failed:
                 winners[start : start + len(marks)].masked_fill_(marks, self._poll.classes)
                 if close is not None:
@@ -283,7 +326,7 @@ class _Count(Generic[R]):
     def _begin(self, position: int) -> None:
         poll = self._poll
         source = stream(poll.seed, "votes", poll.indices[position], device=poll.device)
-        image = _to_device(poll.images[position], poll.device).to(poll.exact)
+        image = to_device(poll.images[position], poll.device).to(poll.exact)
         job = Job(position, poll.indices[position], image, self._procedure, poll.noise, source, poll.classes)
         self._begun.append(job)
         self._open += 1
@@ -302,10 +345,10 @@ class _Count(Generic[R]):
         bins = winners if close is None else winners.masked_fill(close, width - 1)
         if len(segments) > 1:
             rows = torch.arange(len(segments)).repeat_interleave(torch.tensor([size for _, size in segments]))
-            bins = bins + _to_device(rows * width, bins.device)
+            bins = bins + to_device(rows * width, bins.device)
         # Not bincount, which waits for a GPU.
         tally = bins.new_zeros(len(segments) * width).scatter_add_(0, bins, torch.ones_like(bins))
-        self._flying.append(_Pass(self._launched, segments, batch, winners, *_fetch(tally, close)))
+        self._flying.append(_Pass(self._launched, segments, batch, winners, *fetch(tally, close)))
 
     def _land_until(self, number: int) -> None:
         while self._flying and self._flying[0].number <= number:
@@ -321,7 +364,7 @@ class _Count(Generic[R]):
         for (job, size), row in zip(landing.segments, tally, strict=True):
             job.count(row[:-1], size * pace)
         if landing.close is not None and tally[:, -1].any():
-            where = _to_device(landing.close.nonzero().flatten(), landing.batch.device)
+            where = to_device(landing.close.nonzero().flatten(), landing.batch.device)
             copies, winners = landing.batch[where].split(1), landing.winners[where].split(1)
             owners = [job for (job, _), row in zip(landing.segments, tally, strict=True) for _ in range(row[-1])]
             self._docket += zip(owners, copies, winners, strict=True)
@@ -354,36 +397,6 @@ class _Pass(Generic[R]):
     tally: Tensor
     close: Tensor | None
     event: torch.cuda.Event | None
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return ``tensor`` on ``device``; the host does not wait until it is there."""
-    if device.type == "cuda" and tensor.is_cpu:
-        tensor = tensor.pin_memory()  # of host memory only; else an error
-    return tensor.to(device, non_blocking=device.type == "cuda")
-
-
-def _fetch(tally: Tensor, close: Tensor | None) -> tuple[Tensor, Tensor | None, torch.cuda.Event | None]:
-    """Return both in host memory, and the event after which they are there; the host does not wait for it."""
-    if tally.device.type != "cuda":
-        return tally.cpu(), None if close is None else close.cpu(), None
-    counts, mask = _pinned(tally), None if close is None else _pinned(close)
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(tally.device))
-    return counts, mask, event
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc keep the memory of activations between passes, once it has seen a large block freed.
-
-    Until then it returns each to the kernel and asks for it again, page by page, which can take as long as the network.
-    """
-    torch.empty(30 * 2**20, dtype=torch.uint8)  # below the 32 MiB up to which it learns; no page of it is touched
 
 
 def warn_invalid(index: int, invalid: int) -> None:

@@ -19,6 +19,7 @@ import rs_plugins
 from rs_plugins.core.checks import check_count, check_images, check_indices, check_labels, check_nonnegative, check_seed
 from rs_plugins.core.frozen_copy import frozen_copy, unwrapped
 from rs_plugins.core.identity import identity, numerics
+from rs_plugins.core.memory import is_of_memory
 from rs_plugins.core.models import check_device, check_logits, device_and_dtype, probe
 from rs_plugins.core.relaxations.bound_results import (
     ATTACK,
@@ -38,7 +39,6 @@ from rs_plugins.errors import InputError, ModelError, RSPluginsWarning
 
 CASCADE: tuple[Bound, ...] = ("ibp", "crown-ibp", "crown")
 DTYPES = (torch.float32, torch.float64)
-_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")  # in what torch's errors say
 
 
 def certify_bounds(
@@ -216,7 +216,7 @@ class BoundCertifier:
                 raise
             except Exception as caught:  # its traceback, and what it holds in memory, ends with this block
                 error = f"{type(caught).__name__}: {caught}"
-                if _is_of_memory(caught):
+                if is_of_memory(caught):
                     self._most[name] = max(1, len(part) // 2)
             batch.book(part, time.perf_counter() - started)
             if error is not None and len(part) > 1:
@@ -320,8 +320,3 @@ def _check_cascade(cascade: Sequence[str]) -> tuple[Bound, ...]:
         if bound not in BOUNDS:
             raise InputError(f"cascade: expected bounds out of {known}, got {bound!r}")
     return tuple(bound for wanted in cascade for bound in BOUNDS if bound == wanted)
-
-
-def _is_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
