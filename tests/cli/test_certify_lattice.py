@@ -1,0 +1,56 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from rs_plugins.cli import main
+from rs_plugins.core.results_files import read_results
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "lattice_models", raising=False)
+    (tmp_path / "lattice_models.py").write_text(
+        "from torch import nn\n\ndef linear():\n    return nn.Sequential(nn.Flatten(), nn.Linear(9, 3))\n"
+    )
+    torch.manual_seed(0)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).state_dict(), "w.pt")
+    return tmp_path
+
+
+def certify(images, *more):
+    np.savez("squares.npz", images=images, labels=np.arange(len(images)) % 3)
+    command = "certify --model lattice_models:linear --weights w.pt --data npz:squares.npz --sigma 0.25 --device cpu"
+    plan = "--noise lattice-gaussian --plan fixed:n0=10,n=100 --out log.tsv"
+    return CliRunner().invoke(main, [*command.split(), *plan.split(), *more])
+
+
+def test_a_log_says_for_which_grid_its_certificates_hold(folder):
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)
+    done = certify(images)
+    assert done.exit_code == 0, done.output
+    record = json.loads((folder / "log.tsv.json").read_text())
+    assert (record["family"], record["norm"]) == ("lattice-gaussian", "l2")
+    assert record["noise"] == "LatticeGaussianNoise(sigma=0.25, levels=255)"
+    whole = read_results("log.tsv")
+    assert len(whole) == 5
+    (folder / "log.tsv").unlink()
+    assert certify(images, "--stop", "2").exit_code == 0
+    assert certify(images, "--resume").exit_code == 0
+    again = read_results("log.tsv")
+    assert (again.radii.tolist(), again.predict.tolist()) == (whole.radii.tolist(), whole.predict.tolist())
+
+
+def test_images_off_the_grid_are_refused(folder):
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 3)).astype(np.float32) / 255
+    images[3, 1, 1] = 0.3
+    done = certify(images)
+    assert done.exit_code != 0
+    assert "images: expected pixels on the grid k/255" in done.output
+    assert "0.300000012 at (0, 1, 1) of image 3" in done.output
