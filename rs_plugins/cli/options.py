@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from rs_plugins.cli.ensembles import DEFAULT, ensemble_option, make_ensemble, member_option
 from rs_plugins.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ model_options = _together(
         help="Where --model is a folder of a network that a function makes, import that function and call it.",
     ),
     click.option("--weights", type=click.Path(path_type=Path), help="safetensors, or a torch file of tensors only."),
+    member_option,
+    ensemble_option,
     data_option,
     click.option(
         "--split", type=click.Choice(["test", "train"]), help="Part of the data set, if it has parts.  [test]"
@@ -104,22 +107,51 @@ def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
 def load_any_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float | None]":
     """Return the model that ``model`` and ``weights`` name, and ``sigma``, by default that of its training, if any.
 
+    With ``member`` it is an ``ensemble`` of that model and of those, whose training has to agree in what is not given.
     A function that a folder names is called only with ``trust_model``: folders come from others, command lines do not.
     Without weights, what a function returns has to be the same each time.
 
     Raises:
         InputError: If it is not, or the options do not go together.
     """
+    first = _load_one(options["model"], options["weights"], trust=options["trust_model"])
+    others = [_load_one(place, None, trust=options["trust_model"]) for place in options["member"]]
+    network = first.network
+    if others:
+        network = make_ensemble(options["ensemble"] or DEFAULT, [network, *(one.network for one in others)])
+        _check_agreement(options, "sigma", [one.sigma for one in (first, *others)])
+        _check_agreement(options, "noise", [one.family for one in (first, *others)])
+    elif options["ensemble"] is not None:
+        raise InputError(f"ensemble: expected --member beside --ensemble {options['ensemble']}, got none")
+    return network, first.sigma if options["sigma"] is None else options["sigma"]
+
+
+def _check_agreement(options: Mapping[str, Any], name: str, values: Sequence[Any]) -> None:
+    """Raise an `InputError` if an option is not given and the trained networks have several values for it."""
+    known = list(dict.fromkeys(value for value in values if value is not None))
+    if options.get(name) is None and len(known) > 1:
+        raise InputError(f"{name}: expected --{name}, as members were trained with {' and '.join(map(str, known))}")
+
+
+class _Loaded(NamedTuple):
+    """A network, and the noise that it was trained with, as far as that is known."""
+
+    network: "nn.Module"
+    sigma: float | None
+    family: str | None
+
+
+def _load_one(target: str, weights: Path | None, *, trust: bool) -> _Loaded:
     from rs_plugins.core.checkpoints import load_weights, make_model
     from rs_plugins.core.models import digest
     from rs_plugins.core.training.trained import load_trained
 
-    target, weights, sigma = (options[name] for name in ("model", "weights", "sigma"))
     if os.path.isdir(target):  # unlike Path.is_dir it raises nothing, whatever the name
         if weights is not None:
             raise InputError(f"weights: the folder {target} has its own, expected no --weights beside it")
-        trained = load_trained(target, trust=options["trust_model"])
-        return trained.model, trained.sigma if sigma is None else sigma
+        trained = load_trained(target, trust=trust)
+        family = None if trained.sigma is None else trained.record.get("family", "gaussian")
+        return _Loaded(trained.model, trained.sigma, family)
     if ":" not in target:
         raise InputError(
             f"model: expected PACKAGE.MODULE:FUNCTION, or a folder that rs-plugins train wrote, got {target!r}"
@@ -129,7 +161,7 @@ def load_any_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float | No
         load_weights(network, weights)
     elif digest(network) != digest(make_model(target)):
         raise InputError(f"model: {target} returns other weights each time; give --weights")
-    return network, sigma
+    return _Loaded(network, None, None)
 
 
 def open_data(options: Mapping[str, Any]) -> "DataSet":
