@@ -10,7 +10,7 @@ from scipy.stats import chisquare, norm
 from torch import nn
 
 import rs_plugins
-from rs_plugins import Anytime, FixedBudget, SmoothedModel, certify, registry
+from rs_plugins import Anytime, AtRadius, FixedBudget, OnGrid, SmoothedModel, certify, registry
 from rs_plugins.core.noise import GaussianNoise, make_noise
 from rs_plugins.core.noise_families.lattice import InverseCdf, LatticeGaussianNoise, inverse_cdf
 from rs_plugins.core.perturbing import NoiseOnGrid, perturb_
@@ -301,6 +301,38 @@ def test_radii_are_gaussian():
     assert lattice.radius_between(0.6, 0.3) == ordinary.radius_between(0.6, 0.3)
     with pytest.raises(InputError, match="p_lower: expected a probability"):
         lattice.radius(0.4)
+
+
+class FirstPixel(nn.Module):
+    """Class 1 from level 150 of the first pixel on: under lattice noise, a half-space that begins at 149.5."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("edge", torch.tensor(149.5 / 255))
+
+    def forward(self, x):
+        beyond = x.flatten(1)[:, 0] - self.edge
+        return torch.stack([-beyond, beyond], dim=1)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FixedBudget(n=4000),
+        FixedBudget(n=4000, runner_up=True),
+        AtRadius(0.1, n=4000),
+        OnGrid((0.0, 0.1, 0.15), n=4000),
+        Anytime(n=4000),
+    ],
+    ids=["fixed", "runner-up", "at radius", "on grid", "anytime"],
+)
+def test_no_certificate_goes_beyond_a_half_space(plan):
+    images = torch.tensor([105.0, 141.0, 150.0, 200.0]).div(255).view(4, 1, 1, 1).expand(4, 1, 2, 2)
+    certificates = list(certify(FirstPixel(), images, 0.25, family=LatticeGaussianNoise, plan=plan))
+    for certificate, distance in zip(certificates, (44.5 / 255, 8.5 / 255, 0.5 / 255, 50.5 / 255), strict=True):
+        assert certificate.radius <= distance
+    assert [certificates[0].prediction, certificates[3].prediction] == [0, 1]
+    assert certificates[3].radius > 0.09  # of 0.198, with few votes
 
 
 class Failing(LatticeGaussianNoise):
