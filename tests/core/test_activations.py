@@ -48,8 +48,14 @@ def test_parametric_softplus_is_the_formula(sharpness):
     torch.testing.assert_close(parametric_softplus(GRID, sharpness), module(GRID))
 
 
+def test_softplus_is_not_cut_off_early():
+    z = torch.tensor(25.0, dtype=torch.float64)  # where torch's own default threshold, 20, gives z
+    assert float(parametric_softplus(z, 1.0) - z) == pytest.approx(math.exp(-25), rel=1e-3)
+
+
 def test_the_defaults_are_those_of_the_specification():
     assert float(SmoothReLU().curvature.detach()) == 400
+    assert float(SmoothReLU(1e-9).curvature.detach()) == pytest.approx(1e-6)
     assert float(ParametricSoftplus()(torch.zeros(()))) == pytest.approx(math.log(2) / 10)
 
 

@@ -74,11 +74,19 @@ def test_modules_alone_can_be_statements():
             self[1](z)
             return self[2](z)
 
-    guest = Statement(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
+    class Careful(Statement):
+        def forward(self, x):
+            z = super().forward(x)
+            if not z.isfinite().all():
+                raise ValueError("expected numbers")
+            return z
+
     x = torch.randn(3, 4)
-    model, report = smooth_activations(guest, "silu", (4,))
-    assert (report.mechanism, report.written_back, report.modules) == ("modules", True, 1)
-    torch.testing.assert_close(model(x), guest[2](F.silu(guest[0](x))))
+    for kind in (Statement, Careful):
+        guest = kind(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
+        model, report = smooth_activations(guest, "silu", (4,))
+        assert (report.mechanism, report.written_back, report.modules) == ("modules", True, 1)
+        torch.testing.assert_close(model(x), guest[2](F.silu(guest[0](x))))
 
 
 @pytest.mark.parametrize(
