@@ -51,6 +51,8 @@ def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     assert sum(map(str.__eq__, certified, map(str, names["y_test"]))) > 10
     assert (names["linear_predictions"] == names["y_test"]).sum() > 10
     assert names["linear_radii"].max() > 0.2
+    assert {0.1, 0.2} & {certificate.radius for certificate in names["l1"]}
+    assert 0.02 < max(certificate.radius for certificate in names["linf"]) < 0.08
     assert names["trained"].sigma == 0.25
     assert (tmp_path / "consistency" / "model.json").is_file()
     assert (names["record"].prediction, names["record"].radius > 0.2) == (names["y_test"][0], True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.geometry import at_least_single, expand_like
 from rs_plugins.core.noise import GaussianNoise, Noise
+from rs_plugins.core.noise_families.gaussian_linf import GaussianLinfNoise
 from rs_plugins.core.objectives import (
     LOG_MEAN_SOFTMAX,
     Logits,
@@ -126,6 +127,6 @@ def stein_for(noise: Noise, *, centred: bool = False) -> Stein:
     Raises:
         InputError: If they are not Gaussian, for which alone the identity holds.
     """
-    if not isinstance(noise, GaussianNoise):
+    if not isinstance(noise, GaussianNoise | GaussianLinfNoise):
         raise InputError(f"family: expected Gaussian noise for a gradient by Stein's identity, got {noise.name}")
     return Stein(noise.sigma, centred)
