@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rs_plugins.cli.certify_bounds import bound_options, by_bounds, certify_by_bounds
+from rs_plugins.cli.engines import check_engine, device_of, engine_of, engine_options, log_of_this_process
 from rs_plugins.cli.model_errors import plain_model_errors
 from rs_plugins.cli.noise import chosen_family, noise_option
 from rs_plugins.cli.options import (
     INTERRUPTED,
-    default_device,
     device_option,
     find_modules_here,
     load_network,
@@ -81,6 +81,7 @@ def _check_log(_context: click.Context, _option: click.Parameter, path: Path) ->
 @click.option("--channels-last", is_flag=True, help="Lay images out with the channels last; often faster.")
 @click.option("--compile", is_flag=True, help="Compile the model first.")
 @click.option("--chunk", type=int, help="Most noisy images in a forward pass; changes the speed only.")
+@engine_options
 @bound_options
 @quiet_option
 @click.pass_context
@@ -91,6 +92,9 @@ def certify(context: click.Context, /, out: Path, quiet: bool, **options: Any) -
     --resume, the job goes on, and the log becomes what it would have been. It refuses a log of another model, data set,
     noise, plan, seed, hardware or version, and of other images, but that a later --stop extends it.
 
+    --engine ray has several processes do it, on this machine or a cluster; under torchrun each process certifies a
+    shard into OUT.shard-I-of-N, and the first one merges them. The log is the same.
+
     The current folder is on the path, so a model defined in mynets.py there is mynets:FUNCTION. The same job in Python
     is rs_plugins.core.job.certify_data_set.
 
@@ -98,40 +102,60 @@ def certify(context: click.Context, /, out: Path, quiet: bool, **options: Any) -
     images, bounds are computed from cheap to tight, up to the first that proves it. Other images stay unknown.
     """
     bounds, progress = by_bounds(context), not quiet and sys.stderr.isatty()
+    check_engine(context)
     try:
         with plain_warnings(), plain_model_errors():
-            done = certify_by_bounds(out, progress, options) if bounds else _summary(out, _run(out, progress, options))
+            if bounds:
+                done: str | None = certify_by_bounds(out, progress, options)
+            else:
+                results = _run(out, progress, options)
+                done = None if results is None else _summary(out, results)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; {_written(out)}; go on with the same command and --resume", err=True)
+        click.echo(
+            f"\nstopped; {_written(log_of_this_process(out))}; go on with the same command and --resume", err=True
+        )
         sys.exit(INTERRUPTED)
-    click.echo(done)
+    if done is not None:
+        click.echo(done)
 
 
-def _run(out: Path, progress: bool, options: Mapping[str, Any]) -> "Results":
+def _run(out: Path, progress: bool, options: Mapping[str, Any]) -> "Results | None":
+    """Certify into the log ``out`` and return its rows, but not in those processes of torchrun that only help."""
     import torch
 
+    from rs_plugins.core.engines.torchrun import certify_in_shards, processes
     from rs_plugins.core.job import Selection, certify_data_set
-    from rs_plugins.core.models import check_device
+    from rs_plugins.core.results_files import RESULTS
 
-    chosen, device = _plan(options["plan"]), check_device(options["device"] or default_device())
+    group = processes()
+    chosen, device, engine = _plan(options["plan"]), device_of(options, group), engine_of(options)
     selection = Selection(*(options[name] for name in ("start", "stop", "skip", "shard")))
     find_modules_here()
     network, sigma = load_network(options)
-    family = chosen_family(options)
-    return certify_data_set(
-        *(network.to(device), open_data(options), sigma, out),
-        plan=chosen,
-        family=family,
-        seed=options["seed"],
-        selection=selection,
-        resume=options["resume"],
-        progress=progress,
-        chunk=options["chunk"],
-        device=device,
-        dtype=None if options["dtype"] is None else getattr(torch, options["dtype"]),
-        channels_last=options["channels_last"],
-        compile=options["compile"],
-    )
+    family, data = chosen_family(options), open_data(options)
+
+    def certify_into(log: Path, selection: Selection, resume: bool) -> "Results":
+        return certify_data_set(
+            *(network.to(device), data, sigma, log),
+            plan=chosen,
+            family=family,
+            seed=options["seed"],
+            selection=selection,
+            resume=resume,
+            progress=progress and (group is None or group.rank == 0),
+            engine=engine,
+            chunk=options["chunk"],
+            device=device if engine is None else None,
+            dtype=None if options["dtype"] is None else getattr(torch, options["dtype"]),
+            channels_last=options["channels_last"],
+            compile=options["compile"],
+        )
+
+    if group is None:
+        return certify_into(out, selection, options["resume"])
+    torch.set_num_threads(group.threads)
+    how = {"images": len(data), "selection": selection, "resume": options["resume"]}
+    return certify_in_shards(out, certify_into, group, RESULTS, **how)
 
 
 def _plan(text: str) -> "Plan":

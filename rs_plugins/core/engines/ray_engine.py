@@ -20,6 +20,7 @@ from torch import nn
 
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.engines.cores import cores, share_of_cores
 from rs_plugins.core.engines.engine import MEMORY, Run, Task, blocks, bytes_of_image
 from rs_plugins.core.engines.ray_cluster import connected, import_ray
 from rs_plugins.core.engines.ray_crew import Crew
@@ -86,7 +87,7 @@ class RayEngine:
             room = _Room.of(ray, device)
             workers = min(room.auto if self.workers == "auto" else self.workers, len(positions))
             cpus, gpus = room.share(workers)
-            orders = ray.put(_orders(task, max(1, cores() // workers) if local else cpus, room.device))
+            orders = ray.put(_orders(task, share_of_cores(workers) if local else cpus, room.device))
             size = min(self._block_size(task, len(positions), workers), memory // workers // bytes_of_image(data))
             parts = list(blocks(positions, size))
             actor = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
@@ -111,11 +112,6 @@ class RayEngine:
             return self.block
         least = ADAPTIVE if getattr(task.plan, "interim", False) else 1
         return min(max(least, math.ceil(VOTES / task.plan.most)), math.ceil(images / (SHARES * workers)))
-
-
-def cores() -> int:
-    """Return on how many processors this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,5 @@ def _orders(task: Task, threads: int, device: str) -> Orders:
         sent = cloudpickle.dumps(replace(task, model=model, options=options))
     except (TypeError, AttributeError, ValueError, RuntimeError, pickle.PicklingError) as error:
         raise InputError(f"model: it cannot be sent to workers: {error}") from error
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(threads, int(limit)) if limit.isdecimal() and int(limit) else threads
     paths = tuple(os.path.abspath(path) for path in sys.path)
     return Orders(sent, paths, threads, device, torch.get_float32_matmul_precision())
