@@ -133,6 +133,28 @@ def test_the_drawn_law_is_the_exact_one(sigma, levels):
     assert chisquare(counts, wanted * (n / wanted.sum())).pvalue > 1e-3
 
 
+def test_draws_in_full_are_those_of_60_uniform_bits():
+    cdf, source = Failing(0.25)._cdf, partial(torch.Generator().manual_seed, 8)
+    draws, failed = cdf.draw_in_full(50_000, source())
+    u = torch.randint(0, Q, (50_000,), generator=source())
+    assert torch.equal(draws, cdf.of(u))
+    assert torch.equal(failed, u >= cdf.failing)
+    assert 2_000 < failed.sum() < 3_000  # one in 20
+    assert u.max() > 0.9999 * Q
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_too_a_sum_is_one_float():
+    noise, image = LatticeGaussianNoise(0.25), grid(3, 8, 8)
+    out = torch.empty(64, 3, 8, 8, device="cuda")
+    failed = noise.perturb_(out, image.cuda(), torch.Generator("cuda").manual_seed(0))
+    draws, _ = noise._cdf.draw(out.numel(), torch.Generator("cuda").manual_seed(0))
+    integers, floats = distinct_pairs((image * 255).round() + draws.view(out.shape).cpu(), out.cpu())
+    assert len(np.unique(integers)) == len(np.unique(floats)) == len(integers) > 200
+    assert not failed.any()
+    assert (out.cpu() - image).std() == pytest.approx(0.25, rel=0.05)
+
+
 def test_neighbouring_draws_are_independent():
     """Four come of one 64-bit number. Chi-square over the 16 patterns of signs of four; tolerance: p > 1e-3."""
     draws, _ = inverse_cdf(0.25, 255).draw(400_000, torch.Generator().manual_seed(3))
