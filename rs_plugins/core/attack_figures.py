@@ -161,8 +161,10 @@ class AttackEvaluation:
         """Of the images predicted correctly before, the share of those at which PREDICT abstains after."""
         return self._share(self.after.abstained[self.before.correct])
 
-    def violations(self, predictions: Sequence[int] | Counts, radii: Sequence[float] | Floats) -> Violations:
-        """Count the certificates in l2 that the attack was inside of, and those that it seems to have broken.
+    def violations(
+        self, predictions: Sequence[int] | Counts, radii: Sequence[float] | Floats, *, norm: str = "l2"
+    ) -> Violations:
+        """Count the certificates that the attack was inside of, and those that it seems to have broken.
 
         An image counts as inside if a class is certified and the perturbation is shorter than the radius; it is a
         violation if PREDICT gives another class after the attack (an abstention is none). Then either the certificate
@@ -172,18 +174,22 @@ class AttackEvaluation:
 
         Args:
             predictions: Certified classes, (n,), -1 for abstention.
-            radii: Certified l2 radii in pixels, (n,), which are not used at abstentions.
+            radii: Certified radii in pixels, (n,), which are not used at abstentions.
+            norm: Of the radii: ``"l2"`` or ``"linf"``.
 
         Raises:
-            InputError: If there is not one of each per image.
+            InputError: If there is not one of each per image, or the norm is another one.
         """
+        if norm not in ("l2", "linf"):
+            raise InputError(f"norm: expected 'l2' or 'linf', in which perturbations are measured, got {norm!r}")
+        lengths = self.l2 if norm == "l2" else self.linf
         classes, limits = np.asarray(predictions), np.asarray(radii, dtype=np.float64)
         for name, values in (("predictions", classes), ("radii", limits)):
             if values.shape != self.l2.shape:
                 raise InputError(f"{name}: expected one per image, shape {self.l2.shape}, got shape {values.shape}")
         if np.isnan(limits).any():
             raise InputError("radii: expected numbers, got NaN")
-        inside = (classes != ABSTAIN) & (self.l2 < limits)
+        inside = (classes != ABSTAIN) & (lengths < limits)
         violated = inside & (self.after.prediction != classes) & ~self.after.abstained
         return Violations(tuple(self.indices[inside].tolist()), tuple(self.indices[violated].tolist()))
 

@@ -133,6 +133,19 @@ def test_a_violation_is_another_class_strictly_inside_the_radius():
     )
 
 
+def test_certificates_in_linf():
+    found, certified = evaluation(), [0, 1, 2, 0, 1]
+    linf = found.linf.tolist()
+    assert found.violations(certified, linf, norm="linf") == Violations((), ())
+    assert found.violations(certified, [2 * length for length in linf], norm="linf") == Violations(
+        (10, 11, 12, 13, 14), (10, 14)
+    )
+    with pytest.raises(
+        InputError, match="norm: expected 'l2' or 'linf', in which perturbations are measured, got 'l1'"
+    ):
+        found.violations(certified, linf, norm="l1")
+
+
 def test_abstentions_certify_nothing():
     assert evaluation().violations([-1] * 5, [9.0] * 5) == Violations((), ())
 

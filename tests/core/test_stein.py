@@ -9,6 +9,7 @@ from torch import nn
 from rs_plugins.core.attacks.smoothadv import smooth_adv_pgd
 from rs_plugins.core.attacks.stein import Stein, stein_for
 from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.noise_families.gaussian_linf import GaussianLinfNoise
 from rs_plugins.core.objectives import LOG_MEAN_SOFTMAX
 from rs_plugins.errors import InputError
 
@@ -252,6 +253,10 @@ class Uniform:
 def test_what_it_cannot_do_is_refused_before_the_model_is_run(changed, message):
     with pytest.raises(InputError, match=message):
         attack(lambda _: pytest.fail("the model was run"), **changed)
+
+
+def test_gaussian_noise_is_gaussian_whatever_its_certificate():
+    assert torch.equal(attack(network(), family=GaussianLinfNoise), attack(network(), family=GaussianNoise))
 
 
 def test_one_draw_is_refused_by_the_estimator_too():

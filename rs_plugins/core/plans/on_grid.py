@@ -38,8 +38,9 @@ class OnGrid:
         n: The most estimation votes. A radius that ``n`` votes cannot certify even if all agree is never certified.
         alpha: Failure probability of each certificate, in (0, 1).
         slack: How much the tests may miss: an image whose true radius is less than about ``slack``·sigma above a radius
-            may be given up there, as not certified. Larger values take fewer votes and certify fewer images, with the
-            same guarantee. Below what ``n`` votes can tell apart (0.01 to 0.1 for 100,000) it changes nothing.
+            may be given up there, as not certified (under Gaussian noise in l2; under others, where the probability
+            is as much above). Larger values take fewer votes and certify fewer images, with the same guarantee. Below
+            what ``n`` votes can tell apart (0.01 to 0.1 for 100,000) it changes nothing.
         beta: The share of images at ``slack``·sigma above a radius that may be given up early, in (0, 1).
         test: "exact", computed from all paths of votes, or "betting", read off the betting confidence sequence.
 
@@ -98,7 +99,9 @@ class OnGrid:
         if not isinstance(noise, NoiseAtRadius):
             raise InputError(f"family: expected noise with probability(radius) for this plan, got {noise.name} noise")
         # a float may be a little less than the decimal that is printed for it
-        probabilities = (noise.probability(math.nextafter(radius, math.inf) if radius else 0.0) for radius in self.radii)
+        probabilities = (
+            noise.probability(math.nextafter(radius, math.inf) if radius else 0.0) for radius in self.radii
+        )
         return tuple(p for p in probabilities if p < 1 and p**self.n < 0.999 * self.alpha)
 
     def tests(self, noise: Noise) -> list[Boundary]:

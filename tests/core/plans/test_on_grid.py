@@ -2,6 +2,7 @@
 
 import itertools
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,21 @@ from rs_plugins.errors import InputError, RSPluginsWarning
 
 CIFAR = (0.0, 0.25, 0.5, 0.75)  # at sigma 0.25
 MNIST = tuple(0.25 * j for j in range(16))  # at sigma 1
+
+
+@pytest.mark.parametrize("tenths", [1, 3, 6, 7, 11])
+def test_a_radius_is_the_decimal_that_is_printed_for_it(tenths):
+    """0.3 in floating point is less than 3/10: what is tested is enough for 3/10."""
+    plan = OnGrid((tenths / 10,))
+    (needed,) = plan.reachable(GaussianNoise(0.5))
+    with mpmath.workdps(60):
+        exact = mpmath.ncdf(mpmath.mpf(tenths) / 5)
+        assert exact <= needed < exact + 1e-15
+    assert plan.reachable(GaussianNoise(0.5)) == AtRadius(tenths / 10).grid.reachable(GaussianNoise(0.5))
+
+
+def test_radius_zero_takes_one_half():
+    assert OnGrid((0.0,)).reachable(GaussianNoise(0.5)) == (0.5,)
 
 
 def case(noise):
