@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rs_plugins.core.certifying_adapters.design import AdapterDesign as AdapterDesign
     from rs_plugins.core.certifying_adapters.design import adapt as adapt
     from rs_plugins.core.certifying_adapters.ensemble import AdapterEnsemble as AdapterEnsemble
+    from rs_plugins.core.ensembles import ConsensusEnsemble as ConsensusEnsemble
+    from rs_plugins.core.ensembles import SoftEnsemble as SoftEnsemble
     from rs_plugins.core.noise import GaussianNoise as GaussianNoise
     from rs_plugins.core.noise_families.gaussian_linf import GaussianLinfNoise as GaussianLinfNoise
     from rs_plugins.core.noise_families.laplace import LaplaceNoise as LaplaceNoise
@@ -60,6 +62,7 @@ _HOME = {
     "BoundsClassifier": "rs_plugins_art.bounds_classifier",
     "Certificate": "rs_plugins.core.certification",
     "CertifyingAdapterClassifier": "rs_plugins_art.certifying_adapter",
+    "ConsensusEnsemble": "rs_plugins.core.ensembles",
     "ConsistencyTrainer": "rs_plugins_art.trainers",
     "FixedBudget": "rs_plugins.core.plans.fixed_budget",
     "GaussianLinfNoise": "rs_plugins.core.noise_families.gaussian_linf",
@@ -79,6 +82,7 @@ _HOME = {
     "SmoothedBlackBox": "rs_plugins_art.black_box",
     "SmoothedClassifier": "rs_plugins_art.classifier",
     "SmoothedModel": "rs_plugins.core.smoothing",
+    "SoftEnsemble": "rs_plugins.core.ensembles",
     "StabilityTrainer": "rs_plugins_art.trainers",
     "UniformLinfNoise": "rs_plugins.core.noise_families.uniform",
     "UniformNoise": "rs_plugins.core.noise_families.uniform",
