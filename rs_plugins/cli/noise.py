@@ -18,7 +18,10 @@ _DEFAULT = "gaussian"
 def noise_option(*, trained: bool) -> Callable[[_Command], _Command]:
     """Return the option of a verb; ``trained`` where --model may be a folder, which says with what it was trained."""
     unless = "[that of training, where --model is a folder, else gaussian]" if trained else "[gaussian]"
-    about = "gaussian certifies l2 radii, gaussian-linf linf, laplace and uniform l1, uniform-linf linf; or a plugin's."
+    about = (
+        "gaussian and lattice-gaussian certify l2 radii, laplace and uniform l1, gaussian-linf and uniform-linf linf; or "
+        "a plugin's."
+    )
     return click.option("--noise", metavar="NAME", help=f"Noise family: {about}  {unless}")
 
 
@@ -52,9 +55,8 @@ def family_called(name: str) -> "Family":
         InputError: If it calls itself otherwise in results: there could be two of that name.
     """
     from rs_plugins import registry
-    from rs_plugins.core.noise import make_noise
 
     family: Any = registry.component("noise", name)
-    if (own := make_noise(family, 1.0).name) != name:
+    if (own := getattr(family, "name", name)) != name:
         raise InputError(f"noise: expected a family that is called {name!r} in results, too, got {own!r}")
     return family  # type: ignore[no-any-return]
