@@ -140,7 +140,7 @@ def test_the_real_thing():
             *(f"art.attacks.evasion.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
             *(
                 f"art.defences.trainer.{method}Trainer"
-                for method in ("Consistency", "Gaussian", "Macer", "SmoothAdv", "SmoothMix", "Stability", "Gls")
+                for method in ("Consistency", "Gaussian", "Macer", "SAT", "SmoothAdv", "SmoothMix", "Stability", "Gls")
             ),
             *(f"torchattacks.SmoothAdv{kind}" for kind in ("PGD", "LinfPGD", "DDN")),
         ],

@@ -66,6 +66,8 @@ class Sat:
         self._check("steps", check_count)
         if self.step is not None:
             self._check("step", check_positive)
+            if self.norm == "linf" and self.step > 1:
+                raise InputError(f"step: expected a length in pixels of [0, 1], got {self.step}; divide by 255")
         for name in ("clean_start", "label_smoothing"):
             self._check(name, check_nonnegative)
             if getattr(self, name) > 1:

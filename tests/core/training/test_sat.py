@@ -237,6 +237,7 @@ def test_the_step_is_the_same_however_the_images_are_spread() -> None:
         ({"eps": 0.1, "norm": "l1"}, "norm: expected one of 'linf', 'l2', got 'l1'"),
         ({"eps": 0.1, "steps": 0}, "steps: expected"),
         ({"eps": 0.1, "step": -1.0}, "step: expected"),
+        ({"eps": 0.1, "step": 2.0}, "step: expected a length in pixels of [0, 1], got 2.0; divide by 255"),
         ({"eps": 0.1, "clean_start": 1.5}, "clean_start: expected a share in [0, 1], got 1.5"),
         ({"eps": 0.1, "label_smoothing": 2}, "label_smoothing: expected a share in [0, 1], got 2"),
     ],
