@@ -211,8 +211,8 @@ def test_what_torch_fx_would_get_wrong_is_left_to_the_mode():
 
     ways = [
         ("another way in train mode", lambda self, z: F.dropout(z, 0.5, self.training)),
-        ("in eval mode it computes something else", lambda self, z: z if isinstance(z, torch.Tensor) else -z),
-        ("in train mode it computes something else", lambda self, z: z * torch.tensor(1.0 + self.training)),
+        ("in eval mode it computes something else", lambda self, z: z + isinstance(z, torch.Tensor)),
+        ("in train mode it computes something else", lambda self, z: z + torch.tensor(1.0 + self.training)),
         ("draws random numbers", lambda self, z: z + torch.randn(3)),
         ("draws random numbers", lambda self, z: -z if self.training and random.random() < 1e-9 else z),
         ("draws random numbers", lambda self, z: z + np.random.random()),  # noqa: NPY002
