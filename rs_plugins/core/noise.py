@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rs_plugins.core.checks import check_positive
+from rs_plugins.core.checks import check_nonnegative, check_positive
 from rs_plugins.core.rounding import (
     float_below,
     normal_cdf_above,
@@ -112,7 +112,7 @@ class GaussianNoise:
 
     def probability(self, radius: float) -> float:
         """Return Φ(radius / sigma) for a radius >= 0 in pixels, rounded up, at most 1."""
-        return normal_cdf_above(quotient_above(radius, self.sigma))
+        return normal_cdf_above(quotient_above(check_nonnegative(radius, "radius"), self.sigma))
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:
         """Return sigma/2·(Φ⁻¹(p_lower) - Φ⁻¹(runner_up)), in pixels (Cohen et al. 2019, Theorem 1).
@@ -120,7 +120,7 @@ class GaussianNoise:
         Raises:
             InputError: If not 0 < runner_up <= p_lower < 1.
         """
-        check_between(p_lower, runner_up)
+        p_lower, runner_up = check_between(p_lower, runner_up)
         low, high = normal_quantile_below(p_lower), normal_quantile_above(runner_up)
         if low <= high:
             return 0.0
@@ -128,24 +128,25 @@ class GaussianNoise:
 
 
 def check_p_lower(p_lower: float) -> float:
-    """Return ``p_lower`` if it is a bound that certifies something.
+    """Return ``p_lower`` as a float if it is a bound that certifies something.
 
     Raises:
         InputError: If it is outside [1/2, 1].
     """
     if not 0.5 <= p_lower <= 1:
         raise InputError(f"p_lower: expected a probability in [1/2, 1], got {p_lower}")
-    return p_lower
+    return float(p_lower)
 
 
-def check_between(p_lower: float, runner_up: float) -> None:
-    """Check bounds on the top class and on every other one.
+def check_between(p_lower: float, runner_up: float) -> tuple[float, float]:
+    """Return bounds on the top class and on every other one as floats.
 
     Raises:
         InputError: If not 0 < runner_up <= p_lower < 1.
     """
     if not 0 < runner_up <= p_lower < 1:
         raise InputError(f"runner_up: expected a probability in (0, p_lower = {p_lower}], got {runner_up}")
+    return float(p_lower), float(runner_up)
 
 
 def make_noise(family: Family, sigma: float, shape: Sequence[int] | None = None) -> Noise:

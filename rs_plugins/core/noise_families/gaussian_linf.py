@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rs_plugins.core.checks import check_nonnegative
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.noise_families.dimension import WithDimension
 from rs_plugins.core.rounding import LESS, MORE, float_above, float_below, sixty_digits
@@ -56,7 +57,8 @@ class GaussianLinfNoise(WithDimension):
     def probability(self, radius: float) -> float:
         """Return Φ(√d·radius / sigma) for a radius >= 0 in pixels, rounded up, at most 1."""
         with sixty_digits():
-            length = float_above(Fraction(radius) * Fraction(Decimal(self.known_dimension).sqrt() * MORE))
+            root = Fraction(Decimal(self.known_dimension).sqrt() * MORE)
+            length = float_above(Fraction(check_nonnegative(radius, "radius")) * root)
         return self.l2.probability(length)
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rs_plugins.core.checks import check_positive
+from rs_plugins.core.checks import check_nonnegative, check_positive
 from rs_plugins.core.noise import check_between, check_p_lower
 from rs_plugins.core.rounding import LESS, float_above, float_below, sixty_digits
 
@@ -54,7 +54,7 @@ class LaplaceNoise:
         Raises:
             InputError: If ``p_lower`` is outside [1/2, 1]: below 1/2 nothing is certified.
         """
-        if check_p_lower(p_lower) == 1:
+        if (p_lower := check_p_lower(p_lower)) == 1:
             return inf
         with sixty_digits():
             return float_below(-self._scale * (2 * (1 - Decimal(p_lower))).ln() * LESS)
@@ -62,7 +62,8 @@ class LaplaceNoise:
     def probability(self, radius: float) -> float:
         """Return 1 - exp(-radius / s)/2 for a radius >= 0 in pixels, rounded up, at most 1."""
         with sixty_digits():
-            return float_above(1 - (-Decimal(radius) / self._scale).exp() / 2 * LESS)
+            distance = Decimal(check_nonnegative(radius, "radius")) / self._scale
+            return float_above(1 - (-distance).exp() / 2 * LESS)
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:
         """Return the greater of s/2·ln(p_lower / runner_up) and -s·ln(1 - p_lower + runner_up), in pixels.
@@ -73,9 +74,8 @@ class LaplaceNoise:
         Raises:
             InputError: If not 0 < runner_up <= p_lower < 1.
         """
-        check_between(p_lower, runner_up)
         with sixty_digits():
-            top, other = Decimal(p_lower), Decimal(runner_up)
+            top, other = map(Decimal, check_between(p_lower, runner_up))
             best = max((top / other).ln() / 2, -(1 - top + other).ln())
             return float_below(best * self._scale * LESS)
 

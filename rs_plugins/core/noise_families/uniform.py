@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rs_plugins.core.checks import check_positive
+from rs_plugins.core.checks import check_nonnegative, check_positive
 from rs_plugins.core.noise import check_between, check_p_lower
 from rs_plugins.core.noise_families.dimension import WithDimension
 from rs_plugins.core.rounding import LESS, MORE, float_above, float_below, sixty_digits
@@ -51,14 +51,14 @@ class UniformNoise:
         Raises:
             InputError: If ``p_lower`` is outside [1/2, 1]: below 1/2 nothing is certified.
         """
-        check_p_lower(p_lower)
         with sixty_digits():
-            return float_below(self._half_width * (2 * Decimal(p_lower) - 1) * LESS)
+            return float_below(self._half_width * (2 * Decimal(check_p_lower(p_lower)) - 1) * LESS)
 
     def probability(self, radius: float) -> float:
         """Return 1/2 + radius/(2·s) for a radius >= 0 in pixels, rounded up; 1 for one of s or more."""
         with sixty_digits():
-            return min(1.0, float_above((1 + Decimal(radius) / self._half_width * MORE) / 2))
+            share = Decimal(check_nonnegative(radius, "radius")) / self._half_width
+            return min(1.0, float_above((1 + share * MORE) / 2))
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:
         """Return s·(p_lower - runner_up), in pixels: the one falls and the other rises by r/(2·s) at most.
@@ -66,9 +66,9 @@ class UniformNoise:
         Raises:
             InputError: If not 0 < runner_up <= p_lower < 1.
         """
-        check_between(p_lower, runner_up)
         with sixty_digits():
-            return float_below(self._half_width * (Decimal(p_lower) - Decimal(runner_up)) * LESS)
+            top, other = map(Decimal, check_between(p_lower, runner_up))
+            return float_below(self._half_width * (top - other) * LESS)
 
     @property
     def _half_width(self) -> Decimal:
@@ -108,14 +108,13 @@ class UniformLinfNoise(WithDimension):
         Raises:
             InputError: If ``p_lower`` is outside [1/2, 1], or d is not known.
         """
-        check_p_lower(p_lower)
         with sixty_digits():
-            return self._until(Decimal(p_lower) - Decimal("0.5"))
+            return self._until(Decimal(check_p_lower(p_lower)) - Decimal("0.5"))
 
     def probability(self, radius: float) -> float:
         """Return 3/2 - (1 - radius/(2·s))^d for a radius >= 0 in pixels, rounded up, at most 1."""
         with sixty_digits():
-            side = 1 - Decimal(radius) / (2 * _half_width(self.sigma)) * MORE
+            side = 1 - Decimal(check_nonnegative(radius, "radius")) / (2 * _half_width(self.sigma)) * MORE
             shared = (side.ln() * self.known_dimension).exp() * LESS if side > 0 else Decimal(0)
             return min(1.0, float_above(Decimal("1.5") - shared))
 
@@ -127,9 +126,9 @@ class UniformLinfNoise(WithDimension):
         Raises:
             InputError: If not 0 < runner_up <= p_lower < 1, or d is not known.
         """
-        check_between(p_lower, runner_up)
         with sixty_digits():
-            return self._until((Decimal(p_lower) - Decimal(runner_up)) / 2)
+            top, other = map(Decimal, check_between(p_lower, runner_up))
+            return self._until((top - other) / 2)
 
     def _until(self, lost: Decimal) -> float:
         """Return the linf distance up to which two cubes share at least all but ``lost`` of their volume."""

@@ -157,6 +157,23 @@ def test_a_certificate_in_linf_needs_the_shape_of_an_image(family):
         family(0.5, 0)
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_a_radius_is_no_negative_number(family):
+    noise = make_noise(family, 0.5, IMAGE)
+    for radius in (-0.1, math.inf, math.nan):
+        with pytest.raises(InputError, match="radius: expected a finite number >= 0, got"):
+            noise.probability(radius)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_numbers_of_numpy_are_taken(family):
+    noise = make_noise(family, 0.5, IMAGE)
+    assert noise.radius(np.float32(0.75)) == noise.radius(np.float64(0.75)) == noise.radius(0.75)
+    assert noise.radius_between(np.float32(0.75), np.float32(0.25)) == noise.radius_between(0.75, 0.25)
+    assert noise.probability(np.float32(0.125)) == noise.probability(0.125)
+    assert type(noise.radius(np.float64(0.75))) is float
+
+
 def test_names_and_norms():
     assert {(family.name, family.norm) for family in FAMILIES} == {
         ("gaussian", "l2"),
