@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +23,7 @@ STORE = (
     2**27
 )  # bytes of Ray's object store: for images under way and the model, which may be larger and then go to disk
 _LONG = 30  # characters of the path of temporary files that leave room for Ray's sockets, which may have about 100
+_TRIES = 10  # to take away the files of a local cluster
 
 
 def import_ray() -> Any:
@@ -68,7 +70,7 @@ def connected(address: str | None, *, cpus: int, gpus: bool) -> Iterator[Any]:
             _init(ray, address, {} if address is not None else local)
             yield ray
         finally:
-            ray.shutdown()
+            ray.shutdown()  # also of what was started in vain
 
 
 def _init(ray: Any, address: str | None, settings: Mapping[str, Any]) -> None:
@@ -78,7 +80,7 @@ def _init(ray: Any, address: str | None, settings: Mapping[str, Any]) -> None:
     logger.setLevel(logging.ERROR)
     try:
         ray.init(address or "local", log_to_driver=False, configure_logging=False, **settings)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises many kinds, plain ones among them
         what = "no cluster could be started here" if address is None else f"no cluster answers at {address}"
         raise WorkerError(f"ray: {what}: {' '.join(str(error).split())}") from error
     finally:
@@ -93,7 +95,11 @@ def _folder() -> Iterator[str]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(_TRIES):  # a process of Ray may write once more while it ends
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.2)
 
 
 @contextmanager

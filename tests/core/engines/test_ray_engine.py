@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ ray = pytest.importorskip("ray", reason="ray is not installed (pip install rs-pl
 
 from rs_plugins.core.engines.ray_cluster import connected  # noqa: E402
 from rs_plugins.core.engines.ray_engine import RayEngine, _Room  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:workers. none has begun")  # on a slow machine
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 1, 3, 3), dtype=np.uint8)
 DATA = in_memory("squares", IMAGES, np.arange(20) % 4)
@@ -217,10 +220,9 @@ class TestOnACluster:
 
     def test_a_model_that_cannot_be_sent(self, tmp_path):
         model = network()
-        model.lock = open(os.devnull)  # noqa: SIM115
+        model.lock = threading.Lock()
         with pytest.raises(InputError, match="model: it cannot be sent to workers: "):
             job(tmp_path / "log.tsv", model, engine=RayEngine(workers=1))
-        model.lock.close()
         assert list(tmp_path.iterdir()) == []
 
     def test_more_workers_than_there_is_room_for(self, tmp_path):
@@ -240,6 +242,20 @@ class TestOnACluster:
         while cluster.available_resources().get("CPU") != 2:
             assert time.monotonic() < until
             time.sleep(0.1)
+
+
+def test_a_cluster_that_does_not_start_is_an_error_in_a_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise Exception("the node\n  timed out")
+
+    monkeypatch.setattr(ray, "init", fail)
+    before, folders = dict(os.environ), set(Path("/tmp").glob("rs-*"))
+    with pytest.raises(WorkerError, match=r"^ray: no cluster could be started here: the node timed out$"):
+        job(tmp_path / "log.tsv", engine=RayEngine(workers=2))
+    with pytest.raises(WorkerError, match=r"^ray: no cluster answers at 10.0.0.1:6379: the node timed out$"):
+        job(tmp_path / "log.tsv", engine=RayEngine(workers=2, address="10.0.0.1:6379"))
+    assert (dict(os.environ), set(Path("/tmp").glob("rs-*"))) == (before, folders)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_engine_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
