@@ -162,3 +162,80 @@ def test_mistakes_are_named():
         make_activation("parametric-softplus", sharpness=-1)
     with pytest.raises(InputError, match="learnable: expected True or False, got 1"):
         SmoothReLU(learnable=1)
+
+
+# ---- the specification's table, whoever wrote the activation ---------------------------------------------------------
+
+
+def logistic(z):
+    return 1 / (1 + math.exp(-z)) if z > -500 else 0.0
+
+
+def gaussian_cdf(z):
+    return 0.5 * math.erfc(-z / math.sqrt(2))
+
+
+def gaussian_density(z):
+    return math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def log_of_one_plus_exp(z):
+    return max(z, 0.0) + math.log1p(math.exp(-abs(z)))
+
+
+def mish_slope(z):
+    h = math.tanh(log_of_one_plus_exp(z))
+    return h + z * logistic(z) * (1 - h * h)
+
+
+TABLE = [
+    ("silu", {}, lambda z: z * logistic(z), lambda z: logistic(z) * (1 + z * (1 - logistic(z)))),
+    ("gelu", {}, lambda z: z * gaussian_cdf(z), lambda z: gaussian_cdf(z) + z * gaussian_density(z)),
+    (
+        "elu",
+        {"alpha": 0.7},
+        lambda z: z if z > 0 else 0.7 * math.expm1(z),
+        lambda z: 1.0 if z > 0 else 0.7 * math.exp(z),
+    ),
+    (
+        *("celu", {"alpha": 0.7}),
+        lambda z: z if z > 0 else 0.7 * math.expm1(z / 0.7),
+        lambda z: 1.0 if z > 0 else math.exp(z / 0.7),
+    ),
+    ("softplus", {}, log_of_one_plus_exp, logistic),
+    ("mish", {}, lambda z: z * math.tanh(log_of_one_plus_exp(z)), mish_slope),
+    ("relu", {}, lambda z: max(0.0, z), lambda z: float(z > 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "value", "slope"), TABLE, ids=[row[0] for row in TABLE])
+def test_values_and_derivatives_are_those_of_the_table(name, options, value, slope):
+    module = make_activation(name, **options)
+    for function, found in ((value, module(GRID)), (slope, derivative(module, GRID))):
+        expected = torch.tensor([function(z) for z in GRID.tolist()], dtype=torch.float64)
+        torch.testing.assert_close(
+            found, expected, rtol=1e-7, atol=1e-8
+        )  # torch has 1/alpha in float32, and softplus linear from 20 on
+
+
+@pytest.mark.parametrize("name", [row[0] for row in TABLE])
+def test_gradcheck_of_all(name):
+    assert torch.autograd.gradcheck(make_activation(name), GRID.clone().requires_grad_(), eps=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "where", "least"),
+    [
+        ("silu", {}, -1.2784645, -0.27846455),
+        ("gelu", {}, -0.7517915, -0.16997121),
+        ("gelu", {"approximate": "tanh"}, -0.7524614, -0.17004076),
+        ("mish", {}, -1.1924312, -0.30884342),
+    ],
+)
+def test_minima_are_where_the_specification_has_them(name, options, where, least):
+    module = make_activation(name, **options)
+    z = torch.linspace(where - 0.1, where + 0.1, 200_001, dtype=torch.float64)
+    found = module(z)
+    assert float(z[found.argmin()]) == pytest.approx(where, abs=2e-6)
+    assert least - 1e-8 < float(found.min()) < least + 1e-8
+    assert abs(float(derivative(module, torch.tensor([where], dtype=torch.float64)))) < 1e-7
