@@ -10,7 +10,8 @@ train in bfloat16.
 
 Accuracy is of networks in single precision on test images spaced evenly: clean; under torchattacks' PGD of 20 steps
 from a random start (steps of eps/4); under torchattacks' AutoAttack, the standard one, on fewer. Seconds are processor
-time of the pass over the training images.
+time of the pass over the training images, which depends on what else the machine did; so all ways have taken turns for
+a few steps, too, and the cost of a step is a median of ratios.
 """
 
 import json
@@ -120,27 +121,33 @@ class Run:
 
     def trained(self) -> nn.Module:
         """Return the trained network; it is trained unless that is done."""
-        model = make_network(
-            "resnet20", activation=self.way.activation, shape=SHAPE, seed=self.seed, **STATISTICS["imagenet"]._asdict()
-        )
+        model = self.network()
         weights = self.folder / f"{self.title}.safetensors"
         if not weights.exists():
             images = Images(*(part[: self.images] for part in training_images()))
-            seconds = (self._arts if self.way.arts else self._ours)(model, images)
-            self._note("seconds", seconds)
+            self._note("seconds", self.train(model, images))
             save_file(plain_tensors(model.state_dict()), weights)
         load_weights(model, weights)
         return model.eval()
 
+    def network(self) -> nn.Module:
+        """Return the network with its initial weights."""
+        normalise = STATISTICS["imagenet"]._asdict()
+        return make_network("resnet20", activation=self.way.activation, shape=SHAPE, seed=self.seed, **normalise)
+
+    def train(self, model: nn.Module, images: Images) -> float:
+        """Train ``model`` on ``images`` and return the seconds that it took."""
+        return (self._arts if self.way.arts else self._ours)(model, images)
+
     def _ours(self, model: nn.Module, images: Images) -> float:
         objective = Sat(self.threat.eps, norm=self.threat.norm)
-        budget = Budget(self.images, "images")
+        budget = Budget(len(images.x), "images")
         how: dict[str, Any] = {"adam": False, "lr": LR, "weight_decay_of": "weights", "seed": self.seed}
         return train_within(budget, model, *images, objective, title=self.title, **how).seconds
 
     def _arts(self, model: nn.Module, images: Images) -> float:
         optimizer = optimizer_of(model, lr=LR, weight_decay_of="weights")
-        steps = -(-self.images // BATCH_SIZE)
+        steps = -(-len(images.x) // BATCH_SIZE)
         rate = iter([learning_rate(step / steps) for step in range(1, steps + 1)])
 
         def set_rate(*_: Any) -> None:
@@ -201,11 +208,26 @@ def test_images(count: int) -> Images:
     return Images(data.read(range(count)), torch.from_numpy(data.labels).long())
 
 
-def row(name: str, runs: Sequence[Run], sizes: Sequence[int]) -> list[str]:
+def costs(names: Sequence[str], folder: Path, steps: int = 3, rounds: int = 5) -> dict[str, float]:
+    """Return what a step of each way costs over one with ReLU, the median of rounds in which all take turns."""
+    images = Images(*(part[: steps * BATCH_SIZE] for part in training_images()))
+    runs = [Run(name, THREATS["linf"], len(images.x), 0, folder) for name in names]
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        seconds = {run.name: run.train(run.network(), images) for run in runs}
+        if number:  # the first round warms up
+            for name, value in seconds.items():
+                ratios[name].append(value / seconds["ReLU"])
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def row(name: str, runs: Sequence[Run], sizes: Sequence[int], cost: float | None) -> list[str]:
     """Return the row of a way: means over the seeds, with the lowest and the highest."""
     notes = [run.noted() for run in runs]
-    keys = (*(f"{figure} on {size}" for figure, size in zip(FIGURES, sizes, strict=True)), "seconds")
-    return [name, *(spread([note[key] for note in notes if key in note]) for key in keys)]
+    keys = (f"{figure} on {size}" for figure, size in zip(FIGURES, sizes, strict=True))
+    seconds = [note["seconds"] for note in notes if "seconds" in note]
+    cells = [spread([note[key] for note in notes if key in note]) for key in keys]
+    return [name, *cells, f"{min(seconds):.0f}" if seconds else "–", "–" if cost is None else f"{cost:.2f}"]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -257,30 +279,38 @@ def main(
         for figure, size in zip(FIGURES, sizes, strict=True):
             if figure != "AutoAttack" or run.seed < auto_attack_seeds:
                 run.figure(figure, test_images(size))
+    cost = costs(names, folder) if "ReLU" in names else {}
     made = environment("compare_sat.py", Clock("cpu", 1)) | {
         "art": art.__version__,
         "torchattacks": torchattacks.__version__,
         "training images": train_images,
     }
-    text = markdown(made, runs, names, norms, sizes)
+    text = markdown(made, runs, names, norms, sizes, cost)
     click.echo(text)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
         figures = {run.title: run.noted() for run in runs}
-        out.with_name(f"{out.name}.json").write_text(json.dumps({"made": made, "runs": figures}, indent=1) + "\n")
+        everything = {"made": made, "runs": figures, "cost of a step": cost}
+        out.with_name(f"{out.name}.json").write_text(json.dumps(everything, indent=1) + "\n")
 
 
 def markdown(
-    made: dict[str, Any], runs: Sequence[Run], names: Sequence[str], norms: Sequence[str], sizes: Sequence[int]
+    made: dict[str, Any],
+    runs: Sequence[Run],
+    names: Sequence[str],
+    norms: Sequence[str],
+    sizes: Sequence[int],
+    cost: dict[str, float],
 ) -> str:
     """Return the tables, and what they were made with."""
     parts = ["\n".join(f"{key}: {value}  " for key, value in made.items())]
     parts.append("Accuracy in %; means over seeds, with the lowest, the highest and the number of them in brackets.")
-    head = ["trained with", *(f"{figure} ({size})" for figure, size in zip(FIGURES, sizes, strict=True)), "s a pass"]
+    head = ["trained with", *(f"{figure} ({size})" for figure, size in zip(FIGURES, sizes, strict=True))]
+    head += ["seconds, the fewest", "a step, ReLU = 1"]
     for norm in norms:
         of_norm = [run for run in runs if run.threat.norm == norm]
-        rows = [row(name, [run for run in of_norm if run.name == name], sizes) for name in names]
+        rows = [row(name, [run for run in of_norm if run.name == name], sizes, cost.get(name)) for name in names]
         parts += [f"## {norm}, eps {THREATS[norm].eps:.4g}", table(head, rows)]
     return "\n\n".join([*parts, (__doc__ or "").strip()]) + "\n"
 
