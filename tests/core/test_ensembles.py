@@ -415,3 +415,22 @@ def test_a_model_that_changes_its_input_is_found():
 
     with pytest.raises(ModelError, match="model: it changes its input in place"):
         SoftEnsemble([nn.Flatten(), Clamping()])(NOISY.clone())
+
+
+def test_a_compiler_is_shown_all_models_and_shapes_that_stay():
+    models = networks(4)
+    ensemble = ConsensusEnsemble(models, 2)
+    with torch.no_grad():
+        expected = ensemble(NOISY)
+        seen, graphs = rows_seen(models), []
+
+        def backend(graph, _example):
+            graphs.append(graph)
+            return graph
+
+        compiled = torch.compile(ensemble, backend=backend, dynamic=False)
+        assert torch.allclose(compiled(NOISY), expected, atol=1e-5)
+        made = len(graphs)
+        assert torch.allclose(compiled(NOISY.flip(0)), expected.flip(0), atol=1e-5)
+    assert 0 < made == len(graphs)
+    assert seen == [128] * 4
