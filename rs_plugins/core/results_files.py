@@ -26,7 +26,7 @@ OUR_COLUMNS = ("pa_lower", "count", "n0", "n", "sigma", "alpha", "seed", "runner
 HEADER = "\t".join((*COLUMNS, *OUR_COLUMNS)) + "\n"
 OLDER_HEADER = HEADER.removesuffix("\tinvalid\n") + "\n"
 _REQUIRED = ("idx", "label", "predict", "correct", "time")  # a prediction log has no radius
-_INTEGER = re.compile(r"-?[0-9]{1,18}")  # what fits into 64 bits
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # what fits into 64 bits
 # Python's float takes more, such as 1_0, which is 10
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf)")
 _TIME = re.compile(r"(?:([0-9]{1,9}) days?, )?([0-9]{1,9}):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
@@ -164,6 +164,8 @@ def _check_row(row: dict[str, Any], previous: dict[str, Any] | None) -> None:
         raise _InconsistentError(f"idx: expected more than {previous['idx']}, got {row['idx']}")
     if row["predict"] < ABSTAIN or row["idx"] < 0:
         raise _InconsistentError(f"expected idx >= 0 and predict >= -1, got {row['idx']} and {row['predict']}")
+    if row["label"] < 0:
+        raise _InconsistentError(f"label: expected a class >= 0, got {row['label']}")
     if not 0 <= radius < math.inf:
         raise _InconsistentError(f"radius: expected a finite number >= 0, got {radius}")
     if row["predict"] == ABSTAIN and radius:
