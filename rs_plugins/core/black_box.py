@@ -1,6 +1,6 @@
 """Any function as a base classifier: scikit-learn's predict, an estimator of another framework, a remote service."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rs_plugins.core.checks import check_count
+from rs_plugins.core.checks import check_count, check_several
 from rs_plugins.core.models import UnseenModule
 from rs_plugins.errors import InputError, ModelError
 
@@ -53,7 +53,8 @@ class BlackBox(UnseenModule):
         super().__init__()
         if not callable(predict) or isinstance(predict, type | nn.Module):
             raise InputError(f"predict: expected a function of a NumPy batch, got {_kind(predict)}")
-        self.labels = values = None if labels is None else [_plain(label) for label in labels]
+        several = None if labels is None else check_several(labels, "labels", "labels")
+        self.labels = values = None if several is None else [_plain(label) for label in several]
         self.predict = predict
         self.classes = _number_of_classes(classes, values)
         self.name = _qualified_name(predict) if name is None else _check_name(name)
@@ -148,6 +149,8 @@ def _number_of_classes(classes: int | None, labels: list[object] | None) -> int 
     count = None if classes is None else check_count(classes, "classes", least=2)
     if labels is None:
         return count
+    if not all(isinstance(label, Hashable) for label in labels):
+        raise InputError(f"labels: expected plain labels, got {labels}")
     if len(labels) < 2 or len(set(labels)) != len(labels):
         raise InputError(f"labels: expected at least 2 distinct labels, got {labels}")
     if count not in (None, len(labels)):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rs_plugins.errors import InputError
 
+MOST = 2**63 - 1  # what counters hold
 MOST_INDICES = 2**32  # as many images have a noise stream of their own
 PIXEL_TOLERANCE = 1e-6  # a round trip through normalisation moves pixels this far out of [0, 1]
 
@@ -60,7 +61,7 @@ def check_count(value: int, name: str, *, least: int = 1, most: float = math.inf
     """
     expected = f"an integer >= {least}" if most == math.inf else f"an integer from {least} to {most}"
     number = _number(value, name, expected)
-    if not math.isfinite(number) or number != int(number) or not least <= number <= most:
+    if not math.isfinite(number) or number != int(number) or not least <= number <= min(most, MOST):
         raise InputError(f"{name}: expected {expected}, got {value}")
     return int(value)
 
@@ -97,12 +98,24 @@ def check_floating(x: Tensor, name: str = "x") -> Tensor:
     if not isinstance(x, Tensor):
         advice = "; use torch.from_numpy" if type(x).__module__ == "numpy" else ""
         raise InputError(f"{name}: expected a torch.Tensor, got {type(x).__name__}{advice}")
+    check_dense(x, name)
     if not x.is_floating_point():
         raise InputError(f"{name}: expected floating-point pixels in [0, 1], got {x.dtype}; divide 8-bit images by 255")
     if x.ndim < 2:
         raise InputError(f"{name}: expected a batch of shape (n, *input), got shape {tuple(x.shape)}")
     if not bool(x.isfinite().all()):
         raise InputError(f"{name}: expected finite values, got NaN or infinity")
+    return x
+
+
+def check_dense(x: Tensor, name: str) -> Tensor:
+    """Return ``x`` if it is an ordinary tensor with numbers in it.
+
+    Raises:
+        InputError: If it is sparse, quantised, or on the device "meta", which has no numbers.
+    """
+    if x.layout != torch.strided or x.is_meta or x.is_quantized:
+        raise InputError(f"{name}: expected an ordinary tensor, got {x.dtype}, {x.layout}, on {x.device}")
     return x
 
 
@@ -133,6 +146,7 @@ def check_labels(y: Tensor, *, n: int, classes: int | None = None, name: str = "
         got = f"{y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         advice = "; of one-hot labels take y.argmax(1)" if isinstance(y, Tensor) and y.ndim == 2 else ""
         raise InputError(f"{name}: expected a tensor of integer labels, got {got}{advice}")
+    check_dense(y, name)
     if y.shape != (n,):
         raise InputError(f"{name}: expected one label per image, shape ({n},), got shape {tuple(y.shape)}")
     if classes is not None and n and not bool(((y >= 0) & (y < classes)).all()):
@@ -160,7 +174,7 @@ def check_indices(indices: Iterable[int] | None, n: int) -> list[int]:
     """
     if indices is None:
         return list(range(n))
-    positions = [check_count(index, "indices", least=0) for index in indices]
+    positions = [check_count(index, "indices", least=0) for index in check_several(indices, "indices", "integers")]
     if positions and max(positions) >= MOST_INDICES:
         raise InputError(f"indices: expected integers in [0, 2**32), got {max(positions)}")
     if len(positions) != n:
@@ -168,6 +182,32 @@ def check_indices(indices: Iterable[int] | None, n: int) -> list[int]:
     if len(set(positions)) != n:
         raise InputError("indices: expected distinct positions, got a repeated one; its noise would be the same twice")
     return positions
+
+
+def check_several(values: Iterable[Any], name: str, what: str) -> list[Any]:
+    """Return ``values`` as a list if they are several and not one: no text, and nothing without members.
+
+    Raises:
+        InputError: Otherwise; the message says ``what`` they are to be.
+    """
+    if isinstance(values, str | bytes) or (isinstance(values, Tensor | np.ndarray) and values.ndim == 0):
+        raise InputError(f"{name}: expected several {what}, got {values!r:.80}")
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{name}: expected several {what}, got {values!r:.80}") from None
+
+
+def check_choice(value: str, choices: Iterable[str], name: str) -> str:
+    """Return ``value`` if it is one of the texts ``choices``.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    known = list(choices)
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
 
 
 def _number(value: float, name: str, expected: str) -> float:

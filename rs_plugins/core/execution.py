@@ -12,6 +12,7 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
+from rs_plugins.core.checks import check_flag
 from rs_plugins.core.models import device_and_dtype, evaluating
 from rs_plugins.errors import InputError, MissingDependencyError, ModelError
 
@@ -46,7 +47,7 @@ class Runner(nn.Module):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if dtype is not None and dtype not in DTYPES:
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in DTYPES):
             expected = ", ".join(map(str, DTYPES))
             raise InputError(f"dtype: expected None or one of {expected}, got {dtype!r}")
         self._layout = torch.channels_last if channels_last else torch.preserve_format
@@ -107,7 +108,7 @@ def check_channels_last(channels_last: bool, images: Tensor) -> bool:
     Raises:
         InputError: Otherwise.
     """
-    if channels_last and images.ndim != 4:
+    if check_flag(channels_last, "channels_last") and images.ndim != 4:
         raise InputError(
             "channels_last: expected images of shape (n, channels, height, width), "
             f"got images of shape {tuple(images.shape)}"

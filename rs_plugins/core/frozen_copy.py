@@ -41,6 +41,8 @@ def frozen_copy(model: nn.Module, *, own: bool, name: str = "model") -> nn.Modul
         InputError: If ``model`` has lazy layers without weights.
         ModelError: If it cannot be copied.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(f"{name}: expected a module that can be copied, got one of TorchScript; pass the original")
     return _copy(model, own, name).requires_grad_(False).eval()
 
 

@@ -14,6 +14,7 @@ from rs_plugins.errors import InputError, ModelError
 
 # What models raise at inputs that they were not made for; running out of memory is not among it.
 _MISUSE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_IN_PLACE = "model: it changes its input in place; let it work on a copy (x = x.clone())"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -115,11 +116,17 @@ def device_and_dtype(
             raise InputError(
                 f"model: it has no parameters or buffers, so its device is unknown; pass {name}='cpu' (or another)"
             )
-        return check_device(device, name), dtype
-    home = (floating or tensors)[0].device
+        return _computing(check_device(device, name), name), dtype
+    home = _computing((floating or tensors)[0].device, "model")
     if device is not None and not _same_device(check_device(device, name), home):
         raise InputError(f"{name}: expected the model's own device {home}, got {device}; move the model there first")
     return home, dtype
+
+
+def _computing(device: torch.device, name: str) -> torch.device:
+    if device.type == "meta":
+        raise InputError(f"{name}: expected a device that computes, got 'meta'")
+    return device
 
 
 def check_device(device: torch.device | str, name: str = "device") -> torch.device:
@@ -131,7 +138,7 @@ def check_device(device: torch.device | str, name: str = "device") -> torch.devi
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{name}: expected a device of this machine, got {str(device)!r} ({reason})") from None
     return wanted
@@ -146,6 +153,8 @@ def check_logits(logits: object, n: int, classes: int | None = None) -> Tensor:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"model: expected it to return floating-point logits of shape ({n}, classes), got {got}")
+    if logits.layout != torch.strided or logits.is_meta:
+        raise ModelError(f"model: expected an ordinary tensor of logits, got {logits.layout} on {logits.device}")
     if logits.ndim != 2 or len(logits) != n:
         raise ModelError(f"model: expected logits of shape ({n}, classes), got shape {tuple(logits.shape)}")
     if logits.shape[1] < 2:
@@ -168,7 +177,7 @@ def check_unchanged(batch: Tensor) -> Iterator[None]:
     before = None if batch.is_inference() else batch._version
     yield
     if before is not None and batch._version != before:
-        raise ModelError("model: it changes its input in place; let it work on a copy (x = x.clone())")
+        raise ModelError(_IN_PLACE)
 
 
 class Unchanged:
@@ -211,6 +220,7 @@ def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
             without NaN.
     """
     image = image.detach().clone()
+    before = image.clone()
     with evaluating(model), torch.no_grad(), check_unchanged(image):
         try:
             logits = model(image)
@@ -219,6 +229,8 @@ def probe(model: nn.Module, image: Tensor, classes: int | None = None) -> int:
         except _MISUSE as error:
             reason = f"{type(error).__name__}: {error}"
             raise ModelError(f"model: it fails on an input of shape {tuple(image.shape)}: {reason}") from error
+    if not torch.equal(image, before):  # by way of NumPy or .data, which no counter of torch sees
+        raise ModelError(_IN_PLACE)
     logits = check_logits(logits, len(image), classes)
     if bool(logits.isnan().any()):
         raise ModelError("model: it returns NaN logits on a clean image; nothing it says can be certified")

@@ -157,7 +157,11 @@ def make_noise(family: Family, sigma: float, shape: Sequence[int] | None = None)
     """
     if not callable(family):
         raise InputError(f"family: expected a noise family such as GaussianNoise, got {family!r}")
-    noise = family(check_positive(sigma, "sigma"))
+    sigma = check_positive(sigma, "sigma")
+    try:
+        noise = family(sigma)
+    except TypeError as error:
+        raise InputError(f"family: expected a function of sigma alone, got {family!r} ({error})") from error
     missing = [name for name in ("name", "norm", "sigma", "draw_", "radius") if not hasattr(noise, name)]
     if missing:
         raise InputError(f"family: expected a noise family, got {family!r}, whose noise has no {', '.join(missing)}")

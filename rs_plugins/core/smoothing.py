@@ -119,7 +119,7 @@ def check_noise_mode(noise: str) -> NoiseMode:
     Raises:
         InputError: Otherwise.
     """
-    if noise not in ("fixed", "fresh"):
+    if not isinstance(noise, str) or noise not in ("fixed", "fresh"):
         raise InputError(f"noise: expected 'fixed' or 'fresh', got {noise!r}")
     return noise  # type: ignore[return-value]
 

@@ -236,7 +236,7 @@ class _NotRewritten(ModelError):  # noqa: N818 - a reason to go on with the next
 
 
 def _check_mechanism(mechanism: Mechanism) -> Mechanism:
-    if mechanism not in get_args(Mechanism):
+    if not isinstance(mechanism, str) or mechanism not in get_args(Mechanism):
         known = ", ".join(map(repr, get_args(Mechanism)))
         raise InputError(f"mechanism: expected one of {known}, got {mechanism!r}")
     return mechanism

@@ -18,7 +18,7 @@ from rs_plugins.core.certifying_adapters.modules import (
     ImageCertifyingAdapter,
     TokenCertifyingAdapter,
 )
-from rs_plugins.core.checks import check_count, check_flag, check_seed
+from rs_plugins.core.checks import check_count, check_flag, check_seed, check_several
 from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.models import device_and_dtype, evaluating, probe
 from rs_plugins.core.streams import stream
@@ -71,7 +71,7 @@ class AdapterDesign:
         _check_one_of(self.head, ("tuned", "frozen", "fresh"), "head")
         if isinstance(self.sites, str):
             raise InputError(f"sites: expected names of blocks, got the text {self.sites!r}")
-        object.__setattr__(self, "sites", tuple(self.sites))
+        object.__setattr__(self, "sites", tuple(check_several(self.sites, "sites", "names of blocks")))
         if self.hidden is not None:
             check_count(self.hidden, "hidden")
         for name, kinds in (("size", ("image",)), ("hidden", ("feature", "token")), ("sites", ("token",))):
@@ -115,9 +115,14 @@ def adapt(
         ModelError: If the model cannot be run on images of ``shape``, or does more than its extractor and its head.
     """
     design = AdapterDesign() if design is None else design
+    if not isinstance(design, AdapterDesign):
+        raise InputError(f"design: expected an AdapterDesign, got {type(design).__name__}")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_flag(copied, "copied")
     device, dtype = device_and_dtype(model)
-    example = torch.full((1, *shape), 0.5, device=device, dtype=dtype)
+    sides = [check_count(side, "shape") for side in check_several(shape, "shape", "sides of an image")]
+    example = torch.full((1, *sides), 0.5, device=device, dtype=dtype)
     classes = probe(model, example)
     normalise, rest = (None, model) if feature_fn is not None else _without_normalisation(model)
     if normalise is not None:
@@ -257,5 +262,5 @@ def _token_width(extractor: nn.Module, sites: tuple[str, ...], example: Tensor) 
 
 
 def _check_one_of(value: object, expected: tuple[str, ...], name: str) -> None:
-    if value not in expected:
+    if not isinstance(value, str) or value not in expected:
         raise InputError(f"{name}: expected one of {', '.join(map(repr, expected))}, got {value!r}")

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rs_plugins.core.checks import check_count, check_nonnegative, check_probability
+from rs_plugins.core.checks import check_choice, check_count, check_nonnegative, check_probability
 from rs_plugins.core.noise import Noise, NoiseAtRadius
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict
 from rs_plugins.core.sequential_test import Boundary, betting_boundary, exact_boundary, schedule
@@ -64,8 +64,7 @@ class OnGrid:
         object.__setattr__(self, "alpha", check_probability(self.alpha, "alpha"))
         object.__setattr__(self, "slack", check_nonnegative(self.slack, "slack"))
         object.__setattr__(self, "beta", check_probability(self.beta, "beta"))
-        if self.test not in BOUNDARIES:
-            raise InputError(f"test: expected one of {', '.join(map(repr, BOUNDARIES))}, got {self.test!r}")
+        check_choice(self.test, BOUNDARIES, "test")
 
     @property
     def bound(self) -> str:

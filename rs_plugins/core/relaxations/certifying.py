@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import rs_plugins
-from rs_plugins.core.checks import check_count, check_images, check_indices, check_labels, check_nonnegative, check_seed
+from rs_plugins.core.checks import (
+    check_count,
+    check_images,
+    check_indices,
+    check_labels,
+    check_nonnegative,
+    check_seed,
+    check_several,
+)
 from rs_plugins.core.frozen_copy import frozen_copy, unwrapped
 from rs_plugins.core.identity import identity, numerics
 from rs_plugins.core.memory import is_of_memory
@@ -166,10 +174,12 @@ class BoundCertifier:
         self._cascade, self._alpha_steps = _check_cascade(cascade), check_count(alpha_steps, "alpha_steps")
         self._attack_steps = check_count(attack_steps, "attack_steps", least=0)
         self._restarts, self._seed = check_count(attack_restarts, "attack_restarts"), check_seed(seed)
-        if dtype not in DTYPES:
+        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
             raise InputError(f"dtype: expected torch.float64 or torch.float32, got {dtype}")
         model = unwrapped(model)
         self._device, self._dtype = device_and_dtype(model)[0] if device is None else check_device(device), dtype
+        if self._device.type == "meta":
+            raise InputError("device: expected a device that computes, got 'meta'")
         copy = frozen_copy(model, own=True).to(self._device, dtype)
         self._network = RelaxedNetwork(copy, shape)
         with full_precision(self._device, dtype):
@@ -296,7 +306,7 @@ class BoundCertifier:
 
 def _check_norm(norm: str) -> Norm:
     for known in get_args(Norm):
-        if norm == known:
+        if isinstance(norm, str) and norm == known:
             return known  # type: ignore[no-any-return]
     raise InputError(f"norm: expected one of {', '.join(map(repr, get_args(Norm)))}, got {norm!r}")
 
@@ -314,9 +324,10 @@ def _check_eps(eps: float, norm: Norm) -> float:
 
 def _check_cascade(cascade: Sequence[str]) -> tuple[Bound, ...]:
     known = ", ".join(map(repr, get_args(Bound)))
-    if isinstance(cascade, str) or not cascade or len(set(cascade)) < len(cascade):
-        raise InputError(f"cascade: expected a list of different bounds out of {known}, got {cascade!r}")
-    for bound in cascade:
-        if bound not in BOUNDS:
+    wanted = [] if isinstance(cascade, str) else check_several(cascade, "cascade", f"bounds out of {known}")
+    for bound in wanted:
+        if not isinstance(bound, str) or bound not in BOUNDS:
             raise InputError(f"cascade: expected bounds out of {known}, got {bound!r}")
-    return tuple(bound for wanted in cascade for bound in BOUNDS if bound == wanted)
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise InputError(f"cascade: expected a list of different bounds out of {known}, got {cascade!r}")
+    return tuple(bound for each in wanted for bound in BOUNDS if bound == each)
