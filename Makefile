@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow lint wheel clean
+.PHONY: help demo test test-slow lint compare wheel release-check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -32,8 +32,18 @@ lint: $(VENV)/.ready ## formatting, lint, types, layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+compare: $(VENV)/.ready ## ART's defences and ours on digits: the table of the README
+	$(BIN)/python benchmarks/compare_art_defences.py --out benchmarks/results/compare_art_defences_digits
+
 wheel: $(VENV)/.ready ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
+
+release-check: $(VENV)/.ready ## build wheel and sdist, and look at their contents and metadata
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m pip install --quiet twine check-wheel-contents
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis rs-plugins-demo
