@@ -213,12 +213,6 @@ def test_an_image_of_its_own_for_each_copy():
     assert not torch.equal(out, images + draws)
 
 
-def test_other_noise_is_drawn_and_added_as_ever():
-    out, image = torch.empty(8, 5), grid(5)
-    assert perturb_(GaussianNoise(0.3), out, image, torch.Generator().manual_seed(1)) is None
-    assert torch.equal(out, torch.empty(8, 5).normal_(0, 0.3, generator=torch.Generator().manual_seed(1)) + image)
-
-
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
