@@ -43,7 +43,7 @@ release-check: $(VENV)/.ready ## build wheel and sdist, and look at their conten
 	$(BIN)/python -m build
 	$(BIN)/python -m pip install --quiet twine check-wheel-contents
 	$(BIN)/twine check --strict dist/*
-	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/check-wheel-contents --toplevel rs_plugins,rs_plugins_art,rs_plugins_torchattacks dist/*.whl
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis rs-plugins-demo
