@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS_VENV := .venv-docs
 
-.PHONY: help demo test test-slow lint compare wheel release-check clean
+.PHONY: help demo test test-slow lint compare docs wheel release-check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,6 +36,14 @@ lint: $(VENV)/.ready ## formatting, lint, types, layering
 compare: $(VENV)/.ready ## ART's defences and ours on digits: the table of the README
 	$(BIN)/python benchmarks/compare_art_defences.py --out benchmarks/results/compare_art_defences_digits
 
+$(DOCS_VENV)/.ready: docs/requirements.txt
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	@touch $@
+
+docs: $(DOCS_VENV)/.ready ## build the pages into build/site
+	NO_MKDOCS_2_WARNING=1 PATH="$(DOCS_VENV)/bin:$$PATH" $(DOCS_VENV)/bin/python -m mkdocs build --strict
+
 wheel: $(VENV)/.ready ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
@@ -46,4 +55,4 @@ release-check: $(VENV)/.ready ## build wheel and sdist, and look at their conten
 	$(BIN)/check-wheel-contents --toplevel rs_plugins,rs_plugins_art,rs_plugins_torchattacks dist/*.whl
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis rs-plugins-demo
+	rm -rf $(VENV) $(DOCS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis rs-plugins-demo

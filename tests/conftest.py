@@ -5,7 +5,9 @@ import importlib.metadata
 import os
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -46,6 +48,22 @@ class Site:
     def entry_points(self) -> list[importlib.metadata.EntryPoint]:
         found = importlib.metadata.distributions(path=[str(self.folder)])
         return [point for distribution in found for point in distribution.entry_points]
+
+
+@pytest.fixture
+def run_python(tmp_path, monkeypatch):
+    """A function that runs blocks of Python one after the other, in a folder of their own, and returns the names."""
+    from rs_plugins.core.global_randomness import global_randomness
+
+    def run(blocks: Iterable[str], where: str) -> dict[str, Any]:
+        monkeypatch.chdir(tmp_path)  # some write a folder
+        names: dict[str, Any] = {}
+        with global_randomness(0):  # they seed nothing, and their networks are small
+            for block in blocks:
+                exec(compile(block, where, "exec"), names)
+        return names
+
+    return run
 
 
 @pytest.fixture

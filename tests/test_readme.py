@@ -7,18 +7,12 @@ from pathlib import Path
 import pytest
 from scipy.stats import norm
 
-from rs_plugins.core.global_randomness import global_randomness
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # it writes a folder
-    names = {}
-    with global_randomness(0):  # the README seeds nothing, and its networks are small
-        for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-            exec(compile(block, "README.md", "exec"), names)
+def test_the_python_of_the_readme_runs(capsys, tmp_path, run_python):
+    names = run_python(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL), "README.md")
     assert names["predictions"].shape == names["radii"].shape == (20,)
     assert (names["predictions"] == names["y_test"]).mean() > 0.5
     lines = capsys.readouterr().out.splitlines()
