@@ -53,8 +53,8 @@ def _read_python(path: Path) -> tuple[Array, Array]:
         with path.open("rb") as file:
             batch: Any = _Unpickler(file, encoding="bytes").load()
         images, labels = batch[b"data"].array(), np.array(batch[b"labels"], dtype=np.int64)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"data: {path}: {str(error).removeprefix('data: ')}") from None
     except Exception as error:  # a damaged pickle can raise anything
         cause = f"{type(error).__name__}: {error}"
         raise InputError(f"data: {path}: expected a batch of CIFAR-10's Python version, got {cause}") from None

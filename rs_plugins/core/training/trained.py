@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,7 +70,10 @@ def load_trained(folder: str | Path, *, model: nn.Module | None = None, trust: b
         InputError: If a file is missing, damaged or of another program, the weights do not fit the network, the
             extractor is another one, or the network is made by a function and there is no ``trust``.
     """
-    folder, trust = Path(folder), check_flag(trust, "trust")
+    trust = check_flag(trust, "trust")
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(f"folder: expected the path of a folder, got {type(folder).__name__}")
+    folder = Path(folder)
     record = read_record(folder)
     sigma = record.get("sigma", 0)
     if sigma is not None:
@@ -229,7 +233,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(place.read_text(encoding="utf-8"))
     except OSError as error:
-        places = sorted((folder / "checkpoints").glob("epoch-*"))
+        at = folder / "checkpoints"
+        places = sorted(at.glob("epoch-*")) if os.path.isdir(at) else []
         advice = f"; its training has not ended, a checkpoint is {places[-1]}" if places else ""
         expected = f"expected a folder with {RECORD} and {WEIGHTS}, got {folder} ({error.strerror})"
         raise InputError(f"model: {expected}{advice}") from None

@@ -314,8 +314,8 @@ def test_an_adapter_that_makes_no_sense_is_named(saved, adapter, message):
             {},
             "network: channels: expected at most",
         ),
-        ({}, {"hidden": 10**11}, "adapter: hidden: expected at most [0-9]+, the"),
-        ({}, {"hidden": 10**30}, "adapter: hidden: expected at most [0-9]+, the"),
+        ({}, {"hidden": 10**11}, "adapter: hidden: expected (at most|an integer)"),
+        ({}, {"hidden": 10**30}, "adapter: hidden: expected (at most|an integer)"),
         ({}, {"shape": [1, 20_000, 20_000]}, "adapter: shape: expected that of an image"),
         ({}, {"shape": [2**30]}, "adapter: shape: expected that of an image"),
         (
