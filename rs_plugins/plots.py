@@ -108,7 +108,7 @@ def draw_certified_accuracy(
             linewidth=1,
             label=name,
         )
-    _dress(axes, "size of the change: l2 norm, pixels in [0, 1]", "accuracy (%)")
+    dress(axes, "size of the change: l2 norm, pixels in [0, 1]", "accuracy (%)")
     if certified and attacked:
         (budgets, accuracies), proved = next(iter(attacked.values())), next(iter(certified.values()))
         grid: Floats = np.linspace(min(budgets), max(budgets), 400, dtype=np.float64)
@@ -155,7 +155,8 @@ def _steps(log: Results | Curve, own: Sequence[float]) -> tuple[Floats, Floats]:
     return radii, log.certified_accuracy(radii, parity=True)
 
 
-def _dress(axes: "Axes", xlabel: str, ylabel: str) -> None:
+def dress(axes: "Axes", xlabel: str, ylabel: str) -> None:
+    """Label the axes of a picture of accuracies in percent."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set(ylim=(0, 101), xlim=(0, None))
     axes.grid(alpha=0.25)
@@ -182,7 +183,7 @@ def save_certified_accuracy(
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     draw_steps(axes, shown, plans)
-    _dress(axes, "radius, in pixels of [0, 1]", "certified accuracy (%)")
+    dress(axes, "radius, in pixels of [0, 1]", "certified accuracy (%)")
     axes.legend(fontsize=8.5 if len(shown) <= 6 else 6.5, loc="best", framealpha=0.9)
     figure.savefig(path)
 

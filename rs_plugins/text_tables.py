@@ -1,6 +1,7 @@
-"""Tables as aligned text, for printed results of core and of the command line."""
+"""Tables as aligned text, and figures as their cells, for printed results of core and of the command line."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 Table = Sequence[Sequence[str]]  # the header first
 
@@ -16,3 +17,26 @@ def as_text(table: Table) -> str:
         for row in table
     ]
     return "\n".join(lines)
+
+
+def number(value: float | None, form: str) -> str:
+    """Return ``value`` in a format, "-" if there is none."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def percent(share: float | None) -> str:
+    """Return a share as percent, "-" if there is none."""
+    return number(None if share is None else 100 * share, ".2f")
+
+
+def interval(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
+    """Return both ends as ``form`` writes them, "-" if there are none."""
+    return "-" if ends is None else f"{form(ends[0])}-{form(ends[1])}"
+
+
+def hours(seconds: float | None) -> str:
+    """Return a time as hours, minutes and seconds, "-" if there is none."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,4 +1,4 @@
-"""``rs-plugins report``: what logs say, as tables and as a picture."""
+"""``rs-plugins report``: what logs say, as tables, as a picture and as a page."""
 
 import json
 import math
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rs_plugins.cli.options import image_size_option
 from rs_plugins.cli.plain_warnings import plain_warnings
+from rs_plugins.cli.report_files import check_options, write_files
 from rs_plugins.cli.tables import (
     Table,
     as_csv,
     as_markdown,
     as_text,
     for_programs,
+    hours,
     interval,
     number,
     percent,
@@ -87,9 +90,27 @@ def _check_picture(_context: click.Context, _option: click.Parameter, path: Path
     callback=_check_picture,
     help="Draw certified accuracy against radius into this .png, .pdf or .svg file.",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write report.html, a page that needs no other file, report.md, report.csv and pictures into this folder.",
+)
+@click.option(
+    "--data", metavar="FORMAT[:PLACE]", help="With --out: show images of this data set, which is that of the logs."
+)
+@click.option("--split", type=click.Choice(["test", "train"]), help="Part of --data, if it has parts.  [test]")
+@image_size_option
+@click.option(
+    "--attacked",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="With --data: show these images under attack; a folder that rs-plugins attack wrote.",
+)
+@click.option("--gallery", type=click.IntRange(min=1), default=8, show_default=True, help="Images shown of --data.")
 @click.pass_context
 def report(
     context: click.Context,
+    /,
     logs: tuple[Path, ...],
     radii: list[float] | None,
     style: str,
@@ -97,6 +118,7 @@ def report(
     alpha: float | None,
     parity: bool,
     plot: Path | None,
+    **files: Any,
 ) -> None:
     """Show what certification logs say: certified accuracy at radii, ACR, abstentions, votes and time.
 
@@ -110,6 +132,8 @@ def report(
 
     The plan is that of the record beside a log. What a plan does not tell is -: AtRadius asks only whether its radius
     is certified. The best at a radius is marked where all logs are of the same images and their radii in one norm.
+
+    --out adds confidence bands, histograms of radii and, with --data, images. Files of its names are replaced.
     """
     from rs_plugins.cli.report_bounds import report_bounds, their_kind
     from rs_plugins.core.report import (
@@ -122,6 +146,7 @@ def report(
         read_plans,
     )
 
+    check_options(context, files)
     if their_kind(context, logs) == "bounds":
         click.echo(report_bounds(logs, style, confidence))
         return
@@ -140,6 +165,13 @@ def report(
         called = _with_norms(noises)
         shown = {called[name]: table for name, table in tables.items()}
         _draw(plot, shown, {called[name]: plan for name, plan in plans.items()})
+    if files["out"] is not None:
+        from rs_plugins.report_page.content import Content
+
+        content = Content(rows, tables, plans, noises, confidence, reason, _notes(rows, [], None))
+        with plain_warnings():
+            written = write_files(content, as_csv(_long_table(rows, best)), dict(zip(tables, logs, strict=True)), files)
+        click.echo("\n".join(map(str, written)), err=True)
 
 
 def _with_norms(noises: "Mapping[str, LoggedNoise | None]") -> dict[str, str]:
@@ -217,7 +249,7 @@ def _overview(rows: Sequence["Figures"], labels: Sequence[str], confidence: floa
                 *(row.name, number(row.images, "d"), number(row.sigma, "g")),
                 *(percent(row.clean), percent(row.abstention), number(row.acr, ".6f")),
                 interval(row.acr_interval, lambda end: f"{end:.4f}"),
-                *(number(row.samples, ",.0f"), _time(row.seconds)),
+                *(number(row.samples, ",.0f"), hours(row.seconds)),
                 *([str(row.noise or "-")] if noisy else []),
                 label,
             ]
@@ -260,10 +292,3 @@ def _long_table(rows: Sequence["Figures"], best: Sequence["Best"]) -> Table:
             table.append([row.name, "certified lower bound", *map(plain, (at.radius, at.lower, None, None))])
     table.extend([at.name, "best", *map(plain, (at.radius, at.accuracy, None, None))] for at in best)
     return table
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

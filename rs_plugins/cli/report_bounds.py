@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rs_plugins.core.attack_figures import Proportion
     from rs_plugins.core.relaxations.bound_results import BoundResults
 
-_OF_RADII = ("radii", "alpha", "parity", "plot")  # options of report that mean nothing for bounds at one radius
+_OF_RADII = ("radii", "alpha", "parity", "plot", "out")  # options of report that mean nothing for bounds at one radius
 
 
 def their_kind(context: click.Context, logs: Sequence[Path]) -> Literal["bounds", "smoothing"]:

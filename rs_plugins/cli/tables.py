@@ -3,11 +3,21 @@
 import csv
 import io
 import math
-from collections.abc import Callable
 
-from rs_plugins.text_tables import Table, as_text
+from rs_plugins.text_tables import Table, as_text, hours, interval, number, percent
 
-__all__ = ["Table", "as_csv", "as_markdown", "as_text", "for_programs", "interval", "number", "percent", "plain"]
+__all__ = [
+    "Table",
+    "as_csv",
+    "as_markdown",
+    "as_text",
+    "for_programs",
+    "hours",
+    "interval",
+    "number",
+    "percent",
+    "plain",
+]
 
 
 def as_markdown(table: Table) -> str:
@@ -32,21 +42,6 @@ def plain(value: float | None) -> str:
 def _rounded(value: float) -> float:
     """Return ``value`` without the last digits of floating-point sums, 0.8 in place of 0.7999999999999999."""
     return value if isinstance(value, int) else round(value, 6) if abs(value) >= 0.01 else float(f"{value:.6g}")
-
-
-def number(value: float | None, form: str) -> str:
-    """Return ``value`` in a format, "-" if there is none."""
-    return "-" if value is None or math.isnan(value) else format(value, form)
-
-
-def percent(share: float | None) -> str:
-    """Return a share as percent, "-" if there is none."""
-    return number(None if share is None else 100 * share, ".2f")
-
-
-def interval(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
-    """Return both ends as ``form`` writes them, "-" if there are none."""
-    return "-" if ends is None else f"{form(ends[0])}-{form(ends[1])}"
 
 
 def for_programs(value: object) -> object:

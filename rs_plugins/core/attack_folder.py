@@ -22,6 +22,7 @@ from rs_plugins.errors import ResultsError
 Columns = dict[str, npt.NDArray[Any]]  # of equal length, ``index`` among them, increasing
 
 PARTS, IMAGES, EVALUATION = "parts", "adversarial.npz", "evaluation.json"
+FINISHED = ("images", "labels", "counts_before", "counts_after", "l2", "linf")  # ``claimed`` not by all attacks
 
 
 class AttackFolder(RunFolder):
@@ -131,6 +132,25 @@ class AttackFolder(RunFolder):
         place = self.path / SETTINGS
         if place.exists() and self.earlier() is None:
             raise ResultsError(f"{place}: not written by an attack of rs-plugins; choose another folder")
+
+
+def read_finished(path: str | Path) -> tuple[Columns, dict[str, Any]]:
+    """Return what the folder of a finished attack holds: columns by image, and settings and figures.
+
+    Raises:
+        ResultsError: If it is no such folder, the attack has not finished, or a file is damaged.
+    """
+    folder = Path(path)
+    missing = [name for name in (IMAGES, EVALUATION) if not (folder / name).is_file()]
+    if missing:
+        raise ResultsError(f"{folder}: expected the folder of a finished rs-plugins attack, but it has no {missing[0]}")
+    try:
+        evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        evaluation = None
+    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("made_with"), dict):
+        raise ResultsError(f"{folder / EVALUATION}: it is damaged, or of another program")
+    return _read(folder / IMAGES, FINISHED), evaluation
 
 
 def count_done(path: Path) -> int:

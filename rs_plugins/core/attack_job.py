@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 import rs_plugins
 from rs_plugins.core.attack_evaluation import AttackEvaluation, check_votes, evaluate_attack
 from rs_plugins.core.attack_figures import Predictions
-from rs_plugins.core.attack_folder import AttackFolder, Columns
+from rs_plugins.core.attack_folder import FINISHED, AttackFolder, Columns
 from rs_plugins.core.certification import majority
 from rs_plugins.core.checks import check_count, check_probability, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet
@@ -29,8 +29,6 @@ from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError, PluginError, ResultsError, RSPluginsError
 
 Attack = Callable[[Tensor, Tensor], Any]  # images (n, *input) and labels (n,) → images; may have ``success``, (n,)
-
-_COLUMNS = ("images", "labels", "counts_before", "counts_after", "l2", "linf")  # ``claimed`` not by all attacks
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +108,7 @@ def attack_data_set(
     judge = {"n": n, "alpha": alpha, "seed": check_seed(seed)}
     batches = {"batch_size": size} if batches_matter else {}
     made_with = {**settings, **batches, **judge, **_provenance(smoothed, home), **data.identity}
-    with AttackFolder(folder, made_with, resume=resume, columns=_COLUMNS) as kept:
+    with AttackFolder(folder, made_with, resume=resume, columns=FINISHED) as kept:
         done = set(_indices(kept.read(), positions, kept.path))
         left = [position for position in positions if position not in done]
         with tqdm(total=len(positions), initial=len(done), desc="attack", unit="image", disable=not progress) as bar:
