@@ -45,7 +45,7 @@ def test_every_source_file_and_nothing_else(names):
         path.relative_to(root).as_posix()
         for package, root in PACKAGES.items()
         for path in (root / package).rglob("*")
-        if path.suffix in (".json", ".py") or path.name == "py.typed"
+        if path.suffix in (".html", ".json", ".py") or path.name == "py.typed"
     }
     packed = {name for name in names if ".dist-info/" not in name}
     assert packed == sources
