@@ -47,7 +47,10 @@ def read_settings(stem: Path) -> dict[str, Any]:
     Raises:
         InputError: If there is no such file, or another program wrote it.
     """
-    return dict(_header(stem)["settings"])
+    settings = _header(stem)["settings"]
+    if not isinstance(settings, dict):
+        raise InputError(f"filename: expected settings in {_weights(stem)}, got {type(settings).__name__}")
+    return settings
 
 
 def load_weights(stem: Path, model: nn.Module, optimizer: Any) -> None:
@@ -60,7 +63,7 @@ def load_weights(stem: Path, model: nn.Module, optimizer: Any) -> None:
     header = _header(stem)
     try:
         load_model(model, str(_weights(stem)))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ModelError(f"model: expected the architecture that was saved: {error}") from error
     if digest(model) != header["digest"]:
         raise ModelError(
@@ -70,7 +73,12 @@ def load_weights(stem: Path, model: nn.Module, optimizer: Any) -> None:
     if optimizer is not None:
         if not _optimizer(stem).is_file():
             raise InputError(f"filename: expected the optimiser's state in {_optimizer(stem)}, which does not exist")
-        optimizer.load_state_dict(torch.load(_optimizer(stem), map_location="cpu", weights_only=True))
+        try:
+            optimizer.load_state_dict(torch.load(_optimizer(stem), map_location="cpu", weights_only=True))
+        except Exception as error:  # a damaged file can raise anything
+            raise InputError(
+                f"filename: expected the optimiser's state in {_optimizer(stem)}, got something else ({error})"
+            ) from error
 
 
 def _header(stem: Path) -> dict[str, Any]:
@@ -80,10 +88,13 @@ def _header(stem: Path) -> dict[str, Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("rs-plugins", "{}"))
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"filename: expected a safetensors file, but {path} is none ({error})") from error
-    if header.get("format") != _FORMAT:
-        raise InputError(f"filename: expected a file of format {_FORMAT!r}, got {header.get('format')!r} in {path}")
+    found = header.get("format") if isinstance(header, dict) else header
+    if found != _FORMAT:
+        raise InputError(f"filename: expected a file of format {_FORMAT!r}, got {found!r:.80} in {path}")
+    if missing := [name for name in ("settings", "digest", "versions") if name not in header]:
+        raise InputError(f"filename: expected {missing[0]} in the header of {path}, which is damaged")
     return dict(header)
 
 
