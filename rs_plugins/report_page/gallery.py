@@ -153,7 +153,7 @@ def make_gallery(
         perturb_(noise, noisy, clean, stream(seed, "gallery"))
         shown["noisy"] = noisy.numpy()
     if attacked is not None:
-        shown["adversarial"] = np.stack([attacked.images[index].reshape(data.shape) for index in chosen])
+        shown["adversarial"] = np.stack([_shaped(attacked.images[index], data.shape) for index in chosen])
     exhibits = tuple(
         Exhibit(
             *(index, int(data.labels[index])),
@@ -219,6 +219,13 @@ def _spread(log: Results, count: int, among: Mapping[int, Any] | None) -> list[i
         order = order[np.isin(order, list(among))]
     places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     return [int(index) for index in order[places]]
+
+
+def _shaped(image: Pixels, shape: tuple[int, ...]) -> Pixels:
+    """Return an attacked ``image`` in the ``shape`` of the data; grey ones are kept without their channel."""
+    if image.shape not in (shape, shape[1:] if shape[0] == 1 else shape):
+        raise InputError(f"attacked: expected images of shape {shape}, got {image.shape}")
+    return image.reshape(shape)
 
 
 def _verdict(name: str, log: Results, index: int) -> Verdict | None:
