@@ -1,11 +1,14 @@
 """Noise families by name: ``--noise laplace``, ours and those of plugins."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rs_plugins.cli.named_options import convert, split_text
 from rs_plugins.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -19,10 +22,12 @@ def noise_option(*, trained: bool) -> Callable[[_Command], _Command]:
     """Return the option of a verb; ``trained`` where --model may be a folder, which says with what it was trained."""
     unless = "[that of training, where --model is a folder, else gaussian]" if trained else "[gaussian]"
     about = (
-        "gaussian and lattice-gaussian certify l2 radii, laplace and uniform l1, gaussian-linf and uniform-linf linf; or "
-        "a plugin's."
+        "gaussian and lattice-gaussian certify l2 radii, laplace and uniform l1, gaussian-linf and uniform-linf linf; "
+        "or a plugin's."
     )
-    return click.option("--noise", metavar="NAME", help=f"Noise family: {about}  {unless}")
+    options = " Options after a colon, as in lattice-gaussian:levels=256." if trained else ""
+    metavar = "NAME[:OPTION=VALUE,...]" if trained else "NAME"
+    return click.option("--noise", metavar=metavar, help=f"Noise family: {about}{options}  {unless}")
 
 
 def chosen_family(options: Mapping[str, Any]) -> "Family":
@@ -33,7 +38,9 @@ def chosen_family(options: Mapping[str, Any]) -> "Family":
         InputError: If it calls itself otherwise.
     """
     if options["noise"] is not None:
-        return family_called(options["noise"])
+        name, given = split_text(options["noise"], "noise")
+        family = family_called(name)
+        return partial(family, **_converted(name, family, given)) if given else family
     if not Path(options["model"]).is_dir():
         return family_called(_DEFAULT)
     from rs_plugins.core.training.trained import read_record
@@ -45,6 +52,16 @@ def chosen_family(options: Mapping[str, Any]) -> "Family":
         raise UnknownNameError(
             f"noise: {options['model']} was trained with {name!r}: {error}; install its plugin, or choose by --noise"
         ) from None
+
+
+def _converted(name: str, family: "Family", given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options ``given`` of a family as what its annotations say."""
+    known = {option: part for option, part in signature(family).parameters.items() if option != "sigma"}
+    for option in given:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise InputError(f"noise: {name} has no option {option!r}; {has}")
+    return {option: convert(option, text, known[option].annotation, "noise") for option, text in given.items()}
 
 
 def family_called(name: str) -> "Family":
