@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_plugins.core.logged_plan import LoggedPlan
+from rs_plugins.core.plans.protocol import ABSTAIN
 from rs_plugins.core.report import Curve
 from rs_plugins.core.results import Results
 from rs_plugins.plots import COLOURS, draw_steps, dress, new_figure
@@ -90,7 +91,8 @@ def histograms(content: Content, width: float = WIDE) -> "Figure | None":
     edges: Floats = np.linspace(0.0, most, BINS + 1)
     for axes, (name, log) in zip(grid[:, 0], logs.items(), strict=True):
         draw_histogram(axes, log, edges)
-        axes.set_title(_wrapped(name, width), fontsize=9, loc="left", parse_math=False)
+        abstained = f"{int((log.predict == ABSTAIN).sum()):,} of {len(log):,} abstain"
+        axes.set_title(_wrapped(f"{name}: {abstained}", width), fontsize=9, loc="left", parse_math=False)
     grid[-1, 0].set_xlabel(f"radius: {content.norm} norm, pixels in [0, 1]")
     figure.supylabel("images (%)", fontsize=10)
     _legend(figure, grid[0, 0].containers, ["right", "another class, with this radius"], width)
@@ -98,16 +100,14 @@ def histograms(content: Content, width: float = WIDE) -> "Figure | None":
 
 
 def draw_histogram(axes: "Axes", log: Results, edges: Floats) -> None:
-    """Draw the share of images by their radius in the bins ``edges``, wrong ones on top; abstentions as a number."""
-    answered = log.predict != -1
+    """Draw the share of images by their radius in the bins ``edges``, wrong ones on top; abstentions have none."""
+    answered = log.predict != ABSTAIN
     floor: Floats = np.zeros(len(edges) - 1)
     for chosen, colour, hatch in zip((log.correct, ~log.correct), COLOURS, _HATCHES, strict=False):
         shares = 100 * np.histogram(log.radii[answered & chosen], edges)[0] / len(log)
         look: dict[str, Any] = {"color": colour, "edgecolor": "white", "linewidth": 0.4, "hatch": hatch}
         axes.bar(edges[:-1], shares, np.diff(edges), bottom=floor, align="edge", **look)
         floor = floor + shares
-    text = f"{int((~answered).sum()):,} of {len(log):,} abstain"
-    axes.annotate(text, (1, 1), xycoords="axes fraction", ha="right", va="bottom", fontsize=8.5)
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.set_xlim(0, None)

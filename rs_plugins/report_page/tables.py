@@ -1,5 +1,6 @@
 """The tables of a report, the same for the page and for Markdown."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,10 +63,9 @@ def certified_tables(content: Content) -> list[PageTable]:
         columns = [(head, _marked(cells)) for head, cells in columns]
     first = f"Average certified radius (ACR), clean accuracy, and certified accuracy in % at radius r; {shown}"
     more = f"Certified accuracy in % at larger radii r; {shown}"
-    return [
-        _table(rows, columns[start : start + COLUMNS], more if start else first)
-        for start in range(0, len(columns), COLUMNS)
-    ]
+    width = math.ceil(len(columns) / math.ceil(len(columns) / COLUMNS))  # no table of a single column at the end
+    starts = range(0, len(columns), width)
+    return [_table(rows, columns[start : start + width], more if start else first) for start in starts]
 
 
 def runs_table(content: Content) -> PageTable:
