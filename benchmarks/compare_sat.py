@@ -208,7 +208,7 @@ def test_images(count: int) -> Images:
     return Images(data.read(range(count)), torch.from_numpy(data.labels).long())
 
 
-def costs(names: Sequence[str], folder: Path, steps: int = 3, rounds: int = 5) -> dict[str, float]:
+def costs(names: Sequence[str], folder: Path, steps: int = 3, rounds: int = 3) -> dict[str, float]:
     """Return what a step of each way costs over one with ReLU, the median of rounds in which all take turns."""
     images = Images(*(part[: steps * BATCH_SIZE] for part in training_images()))
     runs = [Run(name, THREATS["linf"], len(images.x), 0, folder) for name in names]
@@ -248,6 +248,7 @@ def spread(values: Sequence[float]) -> str:
 @click.option("--seeds", default=3, show_default=True, help="How many, from 0.")
 @click.option("--auto-attack-seeds", default=1, show_default=True, help="For how many AutoAttack runs.")
 @click.option("--art-seeds", default=1, show_default=True, help="How many with ART.")
+@click.option("--kept", is_flag=True, help="Train and attack nothing; tell what is kept.")
 @click.option("--folder", type=click.Path(path_type=Path), default=HERE / "cache" / "sat", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Without ending; a table and its figures.")
 def main(
@@ -260,6 +261,7 @@ def main(
     seeds: int,
     auto_attack_seeds: int,
     art_seeds: int,
+    kept: bool,
     folder: Path,
     out: Path | None,
 ) -> None:
@@ -275,7 +277,7 @@ def main(
         for name in names
         if seed < (art_seeds if WAYS[name].arts else seeds)
     ]
-    for run in tqdm(runs, unit="network"):
+    for run in tqdm([] if kept else runs, unit="network"):
         for figure, size in zip(FIGURES, sizes, strict=True):
             if figure != "AutoAttack" or run.seed < auto_attack_seeds:
                 run.figure(figure, test_images(size))
@@ -290,7 +292,7 @@ def main(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
-        figures = {run.title: run.noted() for run in runs}
+        figures = {run.title: run.noted() for run in runs if run.noted()}
         everything = {"made": made, "runs": figures, "cost of a step": cost}
         out.with_name(f"{out.name}.json").write_text(json.dumps(everything, indent=1) + "\n")
 
