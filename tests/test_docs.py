@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import click
 import pytest
+from scipy.stats import norm
 
 from rs_plugins import registry
 from rs_plugins.cli import main as command_line
@@ -70,10 +71,13 @@ def test_languages(page):
     assert all(block.file is not None for block in blocks(page, "toml"))
 
 
-@pytest.mark.parametrize("page", [page for page in with_blocks("python", run=True) if page not in ("plugins.md",)])
-def test_the_python_of_a_page_runs(page, run_python, site, fresh_registry):
-    install(page, site)
-    run_python([block.text for block in blocks(page, "python") if block.file is None], page)
+@pytest.mark.parametrize("page", sorted({*with_blocks("python", run=True)} - {"components.md", "plugins.md"}))
+def test_the_python_of_a_page_runs(page, run_python):
+    run_python(shown_python(page), page)
+
+
+def shown_python(page):
+    return [block.text for block in blocks(page, "python") if block.file is None]
 
 
 def install(page, site):
@@ -95,6 +99,25 @@ def install(page, site):
 def fresh_registry(monkeypatch):
     """Plugins that a test puts on the path are found, and forgotten afterwards."""
     monkeypatch.setattr(registry, "_DEFAULT", registry.Registry())
+
+
+def test_the_package_with_a_component_of_each_kind(site, fresh_registry, run_python):
+    """Found by the command line as the page says, and what they make does what it should."""
+    from rs_plugins.cli.attacks import parse_attack
+    from rs_plugins.cli.plans import parse_plan
+
+    install("components.md", site)
+    ours = [(each.kind, each.name) for each in registry.components() if each.target.startswith("rs_four")]
+    assert sorted({kind for kind, _ in ours}) == ["attack", "certifier", "estimator", "trainer"]
+    assert parse_attack("Sign:eps=0.25").name == "four.Sign"
+    plan = parse_plan("half-and-half:n=300", ["half-and-half"], lambda name: registry.component("certifier", name))
+    assert (plan.n, plan.most, plan.alpha) == (300, 600, 0.001)
+    names = run_python(shown_python("components.md"), "components.md")
+    assert [(each.n0, each.n) for each in names["found"]] == [(200, 200)] * 3
+    assert all(each.radius <= 0.25 * norm.ppf(0.001 ** (1 / 200)) for each in names["found"])
+    moved = (names["adversarial"] - names["torch"].tensor(names["x"][:3])).flatten(1).norm(dim=1)
+    assert 0 < moved.min() <= moved.max() <= 0.25 + 1e-6
+    assert names["estimator"].sigma == 0.5
 
 
 @pytest.mark.parametrize("page", with_blocks("pycon", run=True))
@@ -122,7 +145,7 @@ def test_the_commands_of_a_page_run(page, tmp_path):
                 env=os.environ | {"PATH": path},
                 capture_output=True,
                 text=True,
-                timeout=600,
+                timeout=3600,
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
@@ -177,7 +200,7 @@ def test_the_notebooks_run(name, tmp_path):
     assert source.startswith("# ---\n# jupyter:\n")
     assert source.count("\n# %%") > 8
     command = [sys.executable, str(DOCS / "notebooks" / name)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     if name == "art.py":
         certified = [int(share) for share in re.findall(r"right, and certified at 0.5: (\d+)%", done.stdout)]
