@@ -46,6 +46,12 @@ def test_the_table_agrees_with_the_logs(outcome):
         assert float(row[8]) == pytest.approx(results.average_certified_radius, abs=6e-4)
 
 
+def test_a_caption_never_says_more_than_is_certified():
+    from rs_plugins.demo.examination import _caption
+
+    assert "certified to r = 0.99 " in _caption(3, 3, 0.9996, 0.5)
+
+
 @pytest.mark.slow
 def test_the_demo_repeats_itself(outcome, tmp_path):
     folder, _ = outcome

@@ -17,6 +17,7 @@ from rs_plugins.core.confidence import majority_p_value
 from rs_plugins.core.identity import identity, numerics
 from rs_plugins.core.models import Unchanged, UnseenModule, without_addresses
 from rs_plugins.core.noise import Family, GaussianNoise
+from rs_plugins.core.perturbing import check_on_grid
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Plan, Verdict
 from rs_plugins.core.streams import stream
@@ -152,8 +153,7 @@ class Certificates(Iterator[Certificate]):
                 f"images: expected the shape (n, {', '.join(map(str, wanted))}), got {tuple(images.shape)}"
             )
         poll.images, poll.indices = check_images(images, "images"), check_indices(indices, len(images))
-        if hasattr(poll.noise, "check_images"):  # some noise is for images on a grid alone
-            poll.noise.check_images(poll.images, poll.indices)
+        check_on_grid(poll.noise, poll.images, poll.indices)
         return Certificates(poll, self._plan, self._watch, self._progress, ahead)
 
     def __next__(self) -> Certificate:

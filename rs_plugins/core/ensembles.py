@@ -93,9 +93,9 @@ class ConsensusEnsemble(_Ensemble, SelectiveModule):
     image alone; so its certificates hold like those of any other.
 
     Its logits have one value for the class that is decided and a common lower one for all others, minus the largest
-    absolute logit of the first K. The difference is the smallest of all leads on which the decision hangs, in units of
-    logits (of logarithms of probabilities where these are averaged): so rounding that may turn any of them is seen
-    from outside, and votes do not depend on batches. As probabilities they mean little.
+    absolute logit of those that decide. The difference is the smallest of all leads on which the decision hangs, in
+    units of logits (of logarithms of probabilities where these are averaged): so rounding that may turn any of them is
+    seen from outside, and votes do not depend on batches. As probabilities they mean little.
 
     Where a gradient is wanted, all models are asked, and the gradient is the soft ensemble's. All are asked, too, about
     a single image, and when compiled. Otherwise a pass waits for the GPU, to know which images are left.
@@ -138,14 +138,17 @@ class ConsensusEnsemble(_Ensemble, SelectiveModule):
         if torch.compiler.is_compiling() or not self.selective or len(x) < 2 or self._wants_gradient(x):
             answers = self._answers(x)
             soft = self._mean(answers)
-            logits = _consensus(answers[: self.k].detach(), soft.detach())
+            first, later = answers.detach().tensor_split([self.k])
+            logits = _consensus(first, soft.detach(), _sizes(later))
             return logits + (soft - soft.detach()).nan_to_num(0.0) if soft.requires_grad else logits
         first = self._answers(x, stop=self.k)
         soft, left = first[0].clone(), _undecided(first)
+        sizes = _sizes(first)
         if len(left):
             later = self._answers(x[left], start=self.k)
             soft[left] = self._mean(torch.cat([first[:, left], later]))
-        return _consensus(first, soft)
+            sizes[left] = _sizes(later)
+        return _consensus(first, soft, sizes)
 
     def extra_repr(self) -> str:
         """Return the settings for `repr`."""
@@ -179,7 +182,12 @@ def _undecided(first: Tensor) -> Tensor:
     return (~agreed & ~first.isnan().any(dim=2).any(dim=0)).nonzero().flatten()
 
 
-def _consensus(first: Tensor, soft: Tensor) -> Tensor:
+def _sizes(answers: Tensor) -> Tensor:
+    """Return the largest absolute value of the logits ``answers`` (models, n, classes), (n,), infinities aside."""
+    return answers.abs().masked_fill(answers.isinf(), 0.0).amax(dim=2).amax(dim=0)
+
+
+def _consensus(first: Tensor, soft: Tensor, later: Tensor) -> Tensor:
     """Return the logits (n, classes) of K-consensus: one value for all classes but the decision's.
 
     They are continuous in what they are made of, so rounding there is rounding here.
@@ -187,6 +195,7 @@ def _consensus(first: Tensor, soft: Tensor) -> Tensor:
     Args:
         first: Logits (k, n, classes) of the models that have to agree.
         soft: Logits (n, classes) of the soft ensemble; of no weight where they agree.
+        later: The largest absolute logit of the others, (n,); of no weight where the first agree.
     """
     kind = first.dtype
     first, soft = (logits.to(torch.promote_types(kind, torch.float32)) for logits in (first, soft))
@@ -198,7 +207,8 @@ def _consensus(first: Tensor, soft: Tensor) -> Tensor:
     winners = torch.where(agreed, choices[0], soft.argmax(dim=1))
     lead = torch.where(agreed, alone, torch.minimum(_lead(soft), to_agree)).clamp(max=torch.finfo(kind).max / 4)
     # The size of the logits is what rounding is in proportion to; without it a small lead would look like small logits.
-    sizes = first.abs().masked_fill(first.isinf(), 0.0).amax(dim=2).amax(dim=0)
+    sizes = _sizes(first)
+    sizes = torch.where(agreed, sizes, torch.maximum(sizes, later.to(sizes.dtype)))
     low = -sizes.clamp(min=torch.finfo(kind).tiny)
     high = torch.maximum((low + lead).to(kind), low.to(kind) * (1 - torch.finfo(kind).eps))  # or it would be a tie
     logits = low.to(kind)[:, None].repeat(1, first.shape[2]).scatter(1, winners[:, None], high[:, None])

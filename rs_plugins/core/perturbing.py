@@ -45,5 +45,11 @@ def check_on_grid(noise: Noise, images: Tensor, indices: Sequence[int]) -> None:
     Raises:
         InputError: If it lives on a grid and they are not on it.
     """
-    if isinstance(noise, NoiseOnGrid):
-        noise.check_images(images, indices)
+    check: Callable[[Tensor, Sequence[int]], None] | None = getattr(noise, "check_images", None)
+    if check is not None:  # also of noise that lacks another part of `NoiseOnGrid`
+        check(images, indices)
+
+
+def may_fail(noise: Noise) -> bool:
+    """Return whether draws of ``noise`` can be failures, whose votes are for no class."""
+    return hasattr(noise, "perturb_")

@@ -16,7 +16,8 @@ from functools import lru_cache
 
 from scipy.special import ndtri
 
-LESS, MORE = 1 - Decimal("1e-34"), 1 + Decimal("1e-34")
+# 1 - 1e-34 and 1 + 1e-34, written out: a sum would be rounded to the 28 digits of the usual context, that is to 1.
+LESS, MORE = Decimal(f"0.{'9' * 34}"), Decimal(f"1.{'0' * 33}1")
 _CONTEXT = decimal.Context(
     prec=60,
     rounding=decimal.ROUND_HALF_EVEN,
@@ -59,6 +60,12 @@ def float_above(value: Decimal | Fraction) -> float:
     return -float_below(-Fraction(value))
 
 
+def decimals_below(value: float, places: int) -> str:
+    """Return a number >= 0 to so many decimals, rounded down: of what `repr` prints, so that 0.3 stays 0.3."""
+    step = Decimal(1).scaleb(-places)
+    return f"{Decimal(repr(float(value))).quantize(step, rounding=decimal.ROUND_DOWN):f}"
+
+
 def product_below(*factors: float) -> float:
     """Return a product of finite numbers, rounded down."""
     return float_below(math.prod(map(Fraction, factors), start=Fraction(1)))
@@ -80,7 +87,9 @@ def lowered(bound: float, fits: Callable[[float], bool]) -> float:
 def normal_cdf_above(x: float) -> float:
     """Return Φ(x), x >= 0, rounded up; 1 from 9 on."""
     with sixty_digits():
-        return 1.0 if x >= _FARTHEST else min(1.0, float_above(Decimal("0.5") + _central(x) * MORE))
+        if x >= _FARTHEST:
+            return 1.0
+        return min(1.0, float_above(Fraction(1, 2) + Fraction(_central(x) * MORE)))  # 60 digits may not hold the sum
 
 
 @lru_cache(maxsize=4096)

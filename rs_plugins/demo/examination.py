@@ -17,6 +17,7 @@ from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.results import Results
 from rs_plugins.core.results_files import write_results
 from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.core.rounding import decimals_below
 from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import Poll
 from rs_plugins.demo.defences import Defence, Digits
@@ -109,7 +110,7 @@ def choose_specimens(outcome: Outcome, digits: Digits, settings: Settings, rows:
 
 def _caption(label: int, answer: int, radius: float, eps: float) -> str:
     fate = "undecided" if answer < 0 else str(answer)
-    return f"it is a {label}, certified to r = {radius:.2f}  ·  after an attack of size {eps:g}: {fate}"
+    return f"it is a {label}, certified to r = {decimals_below(radius, 2)}  ·  after an attack of size {eps:g}: {fate}"
 
 
 def _certify(defence: Defence, digits: Digits, settings: Settings, log: Path, progress: bool) -> Results:

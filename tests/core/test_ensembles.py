@@ -227,8 +227,26 @@ def test_the_lead_is_the_smallest_on_which_the_decision_hangs(average):
     best = logits.topk(2, dim=1).values
     expected = [lead_by_hand(rows, row) for *rows, row in zip(*first, soft, strict=True)]
     assert torch.allclose(best[:, 0] - best[:, 1], torch.tensor(expected), atol=1e-5)
-    assert torch.allclose(-logits.amin(1), torch.stack(first).abs().amax(2).amax(0))
+    agreed = first[0].argmax(1) == first[1].argmax(1)
+    asked = [torch.stack(rows).abs().amax(2).amax(0) for rows in (first, answers(models, NOISY))]
+    assert torch.allclose(-logits.amin(1), torch.where(agreed, *asked))
+    assert not torch.allclose(*asked)
     assert int((logits == logits.amin(1, keepdim=True)).sum()) == 4 * 64
+
+
+def test_a_lead_is_measured_against_the_logits_of_all_who_decide():
+    """The first two disagree by little things, the others have logits of a million, which nearly cancel."""
+    rows = [[1.0, 0.0], [0.0, 1.0], [1e6, 1e6 + 1], [0.0, 0.0]]
+    models = [Fixed(row, [1.0, 0.0]) for row in rows]
+    ensemble, x = ConsensusEnsemble(models, 2), torch.tensor([[0.0], [1.0]])
+    with torch.no_grad():
+        logits = ensemble(x)
+        with whole_batches(ensemble):
+            assert torch.equal(ensemble(x), logits)
+        _, close = Decider(ensemble, 2, 0.0).look(x)
+    assert logits.argmax(1).tolist() == [1, 0]
+    assert close.tolist() == [True, False]  # a float32 of a million is off by up to 0.03
+    assert logits[1].tolist() == [0.0, -1.0]  # where the first agree the others have no weight
 
 
 class Fixed(nn.Module):

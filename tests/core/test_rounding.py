@@ -11,7 +11,10 @@ import pytest
 
 from rs_plugins.core.confidence import clopper_pearson_lower, clopper_pearson_upper, randomised_lower
 from rs_plugins.core.rounding import (
+    LESS,
+    MORE,
     binomial_tail_above,
+    decimals_below,
     float_above,
     float_below,
     normal_cdf_above,
@@ -45,7 +48,8 @@ def test_normal_quantiles_enclose_the_true_one(ps):
     for p in ps:
         low, high = normal_quantile_below(p), normal_quantile_above(p)
         assert normal_cdf(low) <= p <= normal_cdf(high), p
-        assert high - low <= 64 * math.ulp(low), p
+        tail = min(p, 1 - p)  # what LESS and MORE take off 1/2 is a part of it that can be seen where it is tiny
+        assert high - low <= 64 * math.ulp(low) + 1e-34 / tail, p
 
 
 def test_normal_quantiles_at_the_ends():
@@ -59,7 +63,10 @@ def test_the_normal_distribution_function_is_rounded_up():
     for x in [0.0, 1e-300, 1e-17, 1e-8, 0.3, 1.0, 2.5, 6.0, 8.2, *(DRAWN.uniform(0, 8) for _ in range(60))]:
         p = normal_cdf_above(x)
         assert p >= normal_cdf(x)
-        assert p == 0.5 or math.nextafter(math.nextafter(p, 0), 0) < normal_cdf(x)
+        assert math.nextafter(math.nextafter(p, 0), 0) < normal_cdf(x)
+    assert normal_cdf_above(0.0) == 0.5
+    for x in (5e-324, 1e-300, 1e-61):  # where 60 digits, or 80, do not tell Φ(x) from 1/2
+        assert normal_cdf_above(x) == math.nextafter(0.5, 1)
     assert normal_cdf_above(8.5) == normal_cdf_above(1e9) == normal_cdf_above(math.inf) == 1
 
 
@@ -81,10 +88,22 @@ def test_the_float_that_is_printed_as_a_little_more_is_not_taken():
     assert float_below(Fraction(3, 10)) == 0.3
 
 
+def test_decimals_are_rounded_down():
+    assert [decimals_below(value, 2) for value in (0.999, 0.3, 0.29999, 0.0, 1e-9, 12.3456)] == [
+        *("0.99", "0.30", "0.29", "0.00", "0.00", "12.34")
+    ]
+    assert decimals_below(math.nextafter(0.5, 0), 3) == "0.499"
+    assert decimals_below(1.9999, 0) == "1"
+
+
 def test_numbers_beyond_the_floats():
     assert float_below(Fraction(10) ** 400) == float.fromhex("0x1.fffffffffffffp+1023")
     assert float_above(Fraction(10) ** 400) == math.inf
     assert float_below(-(Fraction(10) ** 400)) == -math.inf
+
+
+def test_what_moves_a_result_to_the_safe_side_is_not_one():
+    assert 1 - Fraction(LESS) == Fraction(MORE) - 1 == Fraction(1, 10**34)
 
 
 def test_products_and_quotients():

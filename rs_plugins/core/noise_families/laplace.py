@@ -61,8 +61,10 @@ class LaplaceNoise:
 
     def probability(self, radius: float) -> float:
         """Return 1 - exp(-radius / s)/2 for a radius >= 0 in pixels, rounded up, at most 1."""
+        if not (radius := check_nonnegative(radius, "radius")):
+            return 0.5
         with sixty_digits():
-            distance = Decimal(check_nonnegative(radius, "radius")) / self._scale
+            distance = Decimal(radius) / self._scale
             return float_above(1 - (-distance).exp() / 2 * LESS)
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:

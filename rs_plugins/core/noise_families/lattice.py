@@ -169,9 +169,15 @@ class InverseCdf:
         return steps.add_(self.least).to(torch.int16)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return ``n`` draws, (n,) int16, and which of them are failures, (n,) booleans; None for none."""
-        if generator.device.type != "cpu":
+        """Return ``n`` draws, (n,) int16, and which of them are failures, (n,) booleans; None for none.
+
+        Raises:
+            InputError: If the generator is neither of a CPU nor of a CUDA device.
+        """
+        if (kind := generator.device.type) == "cuda":
             return self.draw_in_full(n, generator)
+        if kind != "cpu":  # on others torch is not known to draw all 60 bits
+            raise InputError(f"device: expected cpu or cuda for integers of {BITS} bits, got {kind}")
         bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator)
         top = bits.view(torch.int16)[:n].to(torch.int32).add_(2 ** (_TOP_BITS - 1))
         steps = self.table.index_select(0, top)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -58,7 +59,7 @@ class UniformNoise:
         """Return 1/2 + radius/(2·s) for a radius >= 0 in pixels, rounded up; 1 for one of s or more."""
         with sixty_digits():
             share = Decimal(check_nonnegative(radius, "radius")) / self._half_width
-            return min(1.0, float_above((1 + share * MORE) / 2))
+            return min(1.0, float_above((1 + Fraction(share * MORE)) / 2))
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:
         """Return s·(p_lower - runner_up), in pixels: the one falls and the other rises by r/(2·s) at most.
@@ -113,9 +114,12 @@ class UniformLinfNoise(WithDimension):
 
     def probability(self, radius: float) -> float:
         """Return 3/2 - (1 - radius/(2·s))^d for a radius >= 0 in pixels, rounded up, at most 1."""
+        dimension = self.known_dimension
+        if not (radius := check_nonnegative(radius, "radius")):
+            return 0.5
         with sixty_digits():
-            side = 1 - Decimal(check_nonnegative(radius, "radius")) / (2 * _half_width(self.sigma)) * MORE
-            shared = (side.ln() * self.known_dimension).exp() * LESS if side > 0 else Decimal(0)
+            side = 1 - Decimal(radius) / (2 * _half_width(self.sigma)) * MORE
+            shared = (side.ln() * dimension).exp() * LESS if side > 0 else Decimal(0)
             return min(1.0, float_above(Decimal("1.5") - shared))
 
     def radius_between(self, p_lower: float, runner_up: float) -> float:

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from rs_plugins.core.noise import Noise, NoiseWithRunnerUp
-from rs_plugins.core.perturbing import NoiseOnGrid
+from rs_plugins.core.perturbing import may_fail
 from rs_plugins.core.votes import Counts, Procedure
 from rs_plugins.errors import InputError
 
@@ -111,7 +111,7 @@ def strongest_rival(case: Case, votes: Counts, guess: int, n: int) -> int:
 
     Where the noise may fail, the votes for no class are counted as its, too: they might have been.
     """
-    missing = n - int(votes.sum()) if isinstance(case.noise, NoiseOnGrid) else 0
+    missing = n - int(votes.sum()) if may_fail(case.noise) else 0
     return int(np.delete(votes, guess).max()) + missing
 
 

@@ -1,6 +1,7 @@
 from bisect import bisect_right
 from fractions import Fraction
 from functools import partial
+from types import SimpleNamespace
 
 import mpmath
 import numpy as np
@@ -143,6 +144,21 @@ def test_draws_in_full_are_those_of_60_uniform_bits():
     assert u.max() > 0.9999 * Q
 
 
+@pytest.mark.parametrize("below", [0, 1])
+def test_failures_begin_at_one_number(monkeypatch, below):
+    """The one that the bins leave over first: with it the outermost bin would be likelier than it should be."""
+    cdf = inverse_cdf(0.25, 255)
+    u = cdf.failing - below
+    top, rest = divmod(u, 2**44)
+    lanes = torch.tensor([top - 2**15] * 4, dtype=torch.int16).view(torch.int64)
+    numbers = {(-(2**63), None): int(lanes), (0, 2**44): rest, (0, Q): u}
+    monkeypatch.setattr(torch.Tensor, "random_", lambda self, low, high, generator: self.fill_(numbers[low, high]))
+    draws, failed = cdf.draw(6, torch.Generator())
+    assert draws.tolist() == cdf.draw_in_full(6, torch.Generator())[0].tolist() == [510] * 6
+    assert (None if failed is None else failed.tolist()) == (None if below else [True] * 6)
+    assert cdf.draw_in_full(6, torch.Generator())[1].tolist() == [below == 0] * 6
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_too_a_sum_is_one_float():
     noise, image = LatticeGaussianNoise(0.25), grid(3, 8, 8)
@@ -211,6 +227,16 @@ def test_an_image_of_its_own_for_each_copy():
     draws = noise.draw_(torch.empty(6, 2, 3), torch.Generator().manual_seed(1))
     assert torch.equal((out * 255).round(), ((images + draws) * 255).round())
     assert not torch.equal(out, images + draws)
+
+
+@pytest.mark.parametrize("towards", [0.0, 1.0])
+def test_a_pixel_stands_for_the_point_that_it_is_next_to(towards):
+    noise, source = LatticeGaussianNoise(0.25), partial(torch.Generator().manual_seed, 3)
+    exact, beside = torch.empty(5, 256), torch.empty(5, 256)
+    pixels = torch.arange(256) / 255
+    noise.perturb_(exact, pixels, source())
+    noise.perturb_(beside, pixels.nextafter(torch.tensor(towards)), source())
+    assert torch.equal(exact, beside)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -421,6 +447,42 @@ def test_failures_may_have_been_the_rivals():
         with pytest.warns(ModelWarning):
             (certificate,) = certify(Constant(), grid(1, 1, 1, 4), 0.25, family=Failing, plan=plan)
         assert certificate.runner_up > 1 - certificate.count / certificate.n  # though no vote went to a rival
+
+
+class Unchecked(GaussianNoise):
+    """Noise of a third party that may fail, but looks at no images: only a part of `NoiseOnGrid`."""
+
+    def perturb_(self, out, images, generator):
+        self.draw_(out, generator).add_(images)
+        return torch.arange(len(out)) % 4 == 0
+
+
+def test_failures_count_against_the_runner_up_whatever_else_the_noise_offers():
+    assert not isinstance(Unchecked(0.25), NoiseOnGrid)
+    with pytest.warns(ModelWarning):
+        (certificate,) = certify(
+            *(Constant(), grid(1, 1, 1, 4), 0.25), family=Unchecked, plan=FixedBudget(n0=64, n=640, runner_up=True)
+        )
+    assert (certificate.count, certificate.invalid) == (480, 176)
+    assert certificate.runner_up > 160 / 640
+
+
+class Picky(GaussianNoise):
+    """Noise that refuses images, but adds itself in floating point."""
+
+    def check_images(self, images, indices):
+        raise InputError(f"images: not {list(indices)}")
+
+
+def test_noise_that_looks_at_images_is_heard():
+    with pytest.raises(InputError, match=r"images: not \[5\]"):
+        Poll(Constant(), grid(1, 1, 1, 4), 0.25, family=Picky, indices=[5])
+
+
+def test_a_device_whose_bits_are_not_known_is_refused():
+    elsewhere = SimpleNamespace(device=SimpleNamespace(type="mps"))
+    with pytest.raises(InputError, match="device: expected cpu or cuda for integers of 60 bits, got mps"):
+        LatticeGaussianNoise(0.25).perturb_(torch.empty(2, 3), grid(3), elsewhere)
 
 
 def test_it_is_found_by_its_name():

@@ -158,6 +158,14 @@ def test_a_certificate_in_linf_needs_the_shape_of_an_image(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("radius", [5e-324, 1e-100, 1e-61, 1e-20])
+def test_no_radius_above_zero_comes_with_one_half(family, radius):
+    """At 1/2 the class may lose at any distance, however small, also where 60 digits do not show it."""
+    assert make_noise(family, 0.5, IMAGE).probability(radius) > 0.5
+    assert make_noise(family, 0.5, IMAGE).probability(0.0) == 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_a_radius_is_no_negative_number(family):
     noise = make_noise(family, 0.5, IMAGE)
     for radius in (-0.1, math.inf, math.nan):
