@@ -202,7 +202,7 @@ def test_the_notebooks_run(name, tmp_path):
     command = [sys.executable, str(DOCS / "notebooks" / name)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
-    if name == "art.py":
+    if name == "smoothing_with_art.py":
         certified = [int(share) for share in re.findall(r"right, and certified at 0.5: (\d+)%", done.stdout)]
         assert certified[0] > certified[1]
     else:
