@@ -124,7 +124,7 @@ def certify_by_bounds(out: Path, progress: bool, options: Mapping[str, Any]) -> 
     cascade = cascade_up_to(options["bounds"]) if named is None else _cascade(named, options["bounds"])
     device = check_device(options["device"] or default_device())
     find_modules_here()
-    network, _ = load_any_network(options)
+    network = load_any_network(options)
     data = open_data(options)
     results = certify_bounds_data_set(
         *(network.to(device), data, options["eps"], out),

@@ -1,7 +1,7 @@
 """Several models as one on the command line: ``--model A --member B --member C --ensemble consensus:k=2``."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -27,6 +27,25 @@ ensemble_option = click.option(
     help="soft, the mean of their logits (average=probabilities, weights=1/2/1), or consensus:k=2, where the others "
     f"are asked if the first 2 disagree.  [{DEFAULT}, with --member]",
 )
+
+
+_Value = TypeVar("_Value")
+
+
+def agreed(option: str, values: Iterable[_Value | None]) -> _Value | None:
+    """Return the one value that is known, None where none is.
+
+    Args:
+        option: Of which option, which one gives where they differ.
+        values: Of each model, None where it is not known.
+
+    Raises:
+        InputError: If there are several.
+    """
+    known = list(dict.fromkeys(value for value in values if value is not None))
+    if len(known) > 1:
+        raise InputError(f"{option}: expected --{option}, as members were trained with {' and '.join(map(str, known))}")
+    return known[0] if known else None
 
 
 def make_ensemble(text: str, models: Sequence["nn.Module"]) -> "nn.Module":

@@ -1,5 +1,6 @@
 """Noise families by name: ``--noise laplace``, ours and those of plugins."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rs_plugins.cli.ensembles import agreed
 from rs_plugins.cli.named_options import convert, split_text
 from rs_plugins.errors import InputError, UnknownNameError
 
@@ -20,7 +22,7 @@ _DEFAULT = "gaussian"
 
 def noise_option(*, trained: bool) -> Callable[[_Command], _Command]:
     """Return the option of a verb; ``trained`` where --model may be a folder, which says with what it was trained."""
-    unless = "[that of training, where --model is a folder, else gaussian]" if trained else "[gaussian]"
+    unless = "[that of training, where a model is a folder, else gaussian]" if trained else "[gaussian]"
     about = (
         "gaussian and lattice-gaussian certify l2 radii, laplace and uniform l1, gaussian-linf and uniform-linf linf; "
         "or a plugin's."
@@ -31,27 +33,39 @@ def noise_option(*, trained: bool) -> Callable[[_Command], _Command]:
 
 
 def chosen_family(options: Mapping[str, Any]) -> "Family":
-    """Return the noise family that ``noise`` names, by default that with which the folder ``model`` was trained.
+    """Return the noise family that ``noise`` names, by default that of the training of those models that are folders.
 
     Raises:
         UnknownNameError: If there is none of that name; the message lists what there is.
-        InputError: If it calls itself otherwise.
+        InputError: If it calls itself otherwise, or models of an ensemble were trained with several.
     """
     if options["noise"] is not None:
         name, given = split_text(options["noise"], "noise")
         family = family_called(name)
         return partial(family, **_converted(name, family, given)) if given else family
-    if not Path(options["model"]).is_dir():
-        return family_called(_DEFAULT)
+    families = {place: _trained_family(place) for place in (options["model"], *options["member"])}
+    trained = agreed("noise", families.values())
+    if trained is None or trained == _DEFAULT:
+        from rs_plugins.core.noise import GaussianNoise
+
+        return GaussianNoise
+    try:
+        return family_called(trained)
+    except UnknownNameError as error:
+        places = " and ".join(place for place, family in families.items() if family == trained)
+        raise UnknownNameError(
+            f"noise: {places} was trained with {trained!r}: {error}; install its plugin, or choose by --noise"
+        ) from None
+
+
+def _trained_family(place: str) -> str | None:
+    """Return the family that the network in a folder was trained with; None if without noise or no folder."""
     from rs_plugins.core.training.trained import read_record
 
-    name = read_record(Path(options["model"])).get("family", _DEFAULT)
-    try:
-        return family_called(name)
-    except UnknownNameError as error:
-        raise UnknownNameError(
-            f"noise: {options['model']} was trained with {name!r}: {error}; install its plugin, or choose by --noise"
-        ) from None
+    if not os.path.isdir(place):
+        return None
+    record = read_record(Path(place))
+    return None if record.get("sigma", 0) is None else record.get("family", _DEFAULT)
 
 
 def _converted(name: str, family: "Family", given: Mapping[str, str]) -> dict[str, Any]:

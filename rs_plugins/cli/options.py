@@ -2,13 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rs_plugins.cli.ensembles import DEFAULT, ensemble_option, make_ensemble, member_option
+from rs_plugins.cli.ensembles import DEFAULT, agreed, ensemble_option, make_ensemble, member_option
 from rs_plugins.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ model_options = _together(
     ),
     image_size_option,
     click.option(
-        "--sigma", type=float, help="Noise, in pixels of [0, 1].  [that of training, where --model is a folder]"
+        "--sigma", type=float, help="Noise, in pixels of [0, 1].  [that of training, where a model is a folder]"
     ),
 )
 
@@ -89,59 +89,53 @@ def find_modules_here() -> None:
 def load_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float]":
     """Return the model that ``model`` and ``weights`` name, and ``sigma``, by default that of its training.
 
+    With ``member`` it is the sigma of those that say one, and they have to agree.
+
     Raises:
-        InputError: As `load_any_network`, or if there is no noise level.
+        InputError: As `load_any_network`, or if there is no noise level, or several.
     """
     target = options["model"]
-    if options["sigma"] is None and ":" in target and not os.path.isdir(target):
+    folders = [place for place in (target, *options["member"]) if os.path.isdir(place)]
+    if options["sigma"] is None and ":" in target and not folders:
         raise InputError(f"sigma: expected --sigma beside {target}, got none; only a folder of a trained model says it")
-    network, sigma = load_any_network(options)
+    network, trained_with = _load(options)
+    sigma = options["sigma"] if options["sigma"] is not None else agreed("sigma", trained_with)
     if sigma is None:
         raise InputError(
-            f"sigma: the network in {target} was trained without noise; expected --sigma, or "
+            f"sigma: the network in {' and '.join(folders) or target} was trained without noise; expected --sigma, or "
             "certify --bounds NAME --eps R, which does without"
         )
     return network, sigma
 
 
-def load_any_network(options: Mapping[str, Any]) -> "tuple[nn.Module, float | None]":
-    """Return the model that ``model`` and ``weights`` name, and ``sigma``, by default that of its training, if any.
+def load_any_network(options: Mapping[str, Any]) -> "nn.Module":
+    """Return the model that ``model`` and ``weights`` name; with ``member`` the ``ensemble`` of that one and of those.
 
-    With ``member`` it is an ``ensemble`` of that model and of those, whose training has to agree in what is not given.
     A function that a folder names is called only with ``trust_model``: folders come from others, command lines do not.
     Without weights, what a function returns has to be the same each time.
 
     Raises:
         InputError: If it is not, or the options do not go together.
     """
+    network, _ = _load(options)
+    return network
+
+
+def _load(options: Mapping[str, Any]) -> "tuple[nn.Module, list[float | None]]":
+    """Return the network, and the sigma of each model's training, None where there is none or nobody knows."""
     first = _load_one(options["model"], options["weights"], trust=options["trust_model"])
-    others = [_load_one(place, None, trust=options["trust_model"]) for place in options["member"]]
-    network = first.network
+    others = [_load_one(place, None, trust=options["trust_model"], option="member") for place in options["member"]]
+    networks, trained_with = zip(first, *others, strict=True)
     if others:
-        network = make_ensemble(options["ensemble"] or DEFAULT, [network, *(one.network for one in others)])
-        _check_agreement(options, "sigma", [one.sigma for one in (first, *others)])
-        _check_agreement(options, "noise", [one.family for one in (first, *others)])
-    elif options["ensemble"] is not None:
+        return make_ensemble(options["ensemble"] or DEFAULT, networks), list(trained_with)
+    if options["ensemble"] is not None:
         raise InputError(f"ensemble: expected --member beside --ensemble {options['ensemble']}, got none")
-    return network, first.sigma if options["sigma"] is None else options["sigma"]
+    return networks[0], list(trained_with)
 
 
-def _check_agreement(options: Mapping[str, Any], name: str, values: Sequence[Any]) -> None:
-    """Raise an `InputError` if an option is not given and the trained networks have several values for it."""
-    known = list(dict.fromkeys(value for value in values if value is not None))
-    if options.get(name) is None and len(known) > 1:
-        raise InputError(f"{name}: expected --{name}, as members were trained with {' and '.join(map(str, known))}")
-
-
-class _Loaded(NamedTuple):
-    """A network, and the noise that it was trained with, as far as that is known."""
-
-    network: "nn.Module"
-    sigma: float | None
-    family: str | None
-
-
-def _load_one(target: str, weights: Path | None, *, trust: bool) -> _Loaded:
+def _load_one(
+    target: str, weights: Path | None, *, trust: bool, option: str = "model"
+) -> "tuple[nn.Module, float | None]":
     from rs_plugins.core.checkpoints import load_weights, make_model
     from rs_plugins.core.models import digest
     from rs_plugins.core.training.trained import load_trained
@@ -150,18 +144,23 @@ def _load_one(target: str, weights: Path | None, *, trust: bool) -> _Loaded:
         if weights is not None:
             raise InputError(f"weights: the folder {target} has its own, expected no --weights beside it")
         trained = load_trained(target, trust=trust)
-        family = None if trained.sigma is None else trained.record.get("family", "gaussian")
-        return _Loaded(trained.model, trained.sigma, family)
+        return trained.model, trained.sigma
     if ":" not in target:
         raise InputError(
-            f"model: expected PACKAGE.MODULE:FUNCTION, or a folder that rs-plugins train wrote, got {target!r}"
+            f"{option}: expected PACKAGE.MODULE:FUNCTION, or a folder that rs-plugins train wrote, got {target!r}"
         )
     network = make_model(target)
     if weights is not None:
         load_weights(network, weights)
     elif digest(network) != digest(make_model(target)):
-        raise InputError(f"model: {target} returns other weights each time; give --weights")
-    return _Loaded(network, None, None)
+        wanted = (
+            "give --weights"
+            if option == "model"
+            else "--weights is for --model alone, so a member has to be a folder that rs-plugins train wrote, or a "
+            "function that returns trained weights"
+        )
+        raise InputError(f"{option}: {target} returns other weights each time; {wanted}")
+    return network, None
 
 
 def open_data(options: Mapping[str, Any]) -> "DataSet":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from rs_plugins.cli import main
@@ -35,6 +36,9 @@ def b():
 
 def c():
     return model(3)
+
+def untrained():
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
 """
 COMMAND = (
     "certify --model some_models:a --data npz:squares.npz --sigma 0.5 --plan fixed:n0=10,n=100 --device cpu "
@@ -113,6 +117,60 @@ def test_the_noise_is_that_of_training_where_that_agrees(second, more, sigma):
     assert json.loads(Path("log.tsv.json").read_text())["sigma"] == sigma
 
 
+@pytest.mark.parametrize("verb", ["certify", "attack"])
+@pytest.mark.parametrize(
+    ("places", "records", "more", "expected"),
+    [
+        ("some_models:a first", [{"sigma": 0.25, "family": "laplace"}], [], ("LaplaceNoise", 0.25)),
+        ("some_models:a first", [{"sigma": 0.25, "family": "laplace"}], ["--sigma", "0.1"], ("LaplaceNoise", 0.1)),
+        ("first some_models:a", [{"sigma": 0.25, "family": "laplace"}], [], ("LaplaceNoise", 0.25)),
+        ("first second", [{"sigma": None}, {"sigma": 0.5, "family": "uniform"}], [], ("UniformNoise", 0.5)),
+        ("some_models:a some_models:b", [], ["--sigma", "0.1"], ("GaussianNoise", 0.1)),
+    ],
+    ids=["member", "sigma", "model", "without noise", "functions"],
+)
+def test_the_known_noise_counts_for_all(verb, places, records, more, expected):
+    for number, record in enumerate(records):
+        trained(["first", "second"][number], number + 1, **record)
+    command = COMMAND.replace("--sigma 0.5", "")
+    if verb == "attack":
+        command = "attack --data npz:squares.npz --attack SmoothAdvPGD:eps=0.5,steps=1,samples=1 --n 20 --pictures 0 "
+        command += "--device cpu --stop 2 --out out --model some_models:a"
+    model, member = places.split()
+    folders = ["--model", model, "--member", member, "--trust-model"]
+    result = CliRunner().invoke(main, [*shlex.split(command), *folders, *more])
+    assert result.exit_code == 0, result.output
+    log = Path("log.tsv.json" if verb == "certify" else "out/evaluation.json")
+    record = json.loads(log.read_text())
+    noise = record["noise"] if verb == "certify" else record["made_with"]["noise"]
+    assert noise == f"{expected[0]}(sigma={expected[1]})"
+
+
+@pytest.mark.parametrize("places", ["some_models:a first second", "first some_models:a second"])
+def test_two_known_values_differ_beside_an_unknown_one(places):
+    trained("first", 1, sigma=0.25)
+    trained("second", 2, sigma=0.25, family="laplace")
+    model, *members = places.split()
+    folders = ["--model", model, *(word for place in members for word in ("--member", place)), "--trust-model"]
+    result = CliRunner().invoke(main, [*shlex.split(COMMAND), *folders])
+    assert result.exit_code == 1
+    assert "Error: noise: expected --noise, as members were trained with gaussian and laplace" in result.output
+
+
+@pytest.mark.parametrize("member", ["some_models:untrained", "some_models:a"])
+def test_weights_are_those_of_the_model_alone(member):
+    torch.save(models()[1].state_dict(), "w.pt")
+    result = invoke("--model", "some_models:untrained", "--weights", "w.pt", "--member", member)
+    if member == "some_models:a":
+        assert result.exit_code == 0, result.output
+        return
+    assert result.exit_code == 1
+    assert (
+        "Error: member: some_models:untrained returns other weights each time; --weights is for --model alone, so a "
+        "member has to be a folder that rs-plugins train wrote, or a function that returns trained weights"
+    ) in result.output
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
@@ -144,7 +202,7 @@ def test_what_training_does_not_agree_in_has_to_be_said(second, message):
         ([*MEMBERS, "--ensemble", "consensus:k=3"], "k: expected an integer from 2 to 2, got 3"),
         ([*MEMBERS, "--ensemble", "soft:weights=1/2"], "weights: expected one for each of 3 models, got 2"),
         (["--member", "some_models:a"], "member: expected different networks, got the same one twice"),
-        (["--member", "some_models"], "model: expected PACKAGE.MODULE:FUNCTION, or a folder"),
+        (["--member", "some_models"], "member: expected PACKAGE.MODULE:FUNCTION, or a folder"),
     ],
     ids=str,
 )
