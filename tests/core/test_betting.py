@@ -1,7 +1,9 @@
 """The betting sequence against its definition, and its failure probability by dynamic programming over all paths."""
 
+import itertools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from scipy.special import gammaln, ndtr
@@ -57,6 +59,20 @@ def test_ends_are_rounded_outwards(h, t):
     lower, upper = betting_interval(h, t, 0.05)
     for end, outermost in ((lower, 0.0), (upper, 1.0)):
         assert end == outermost or log_wealth(h, t, end) > math.log(1 / 0.05)
+
+
+@pytest.mark.parametrize("t", [1, 7, 64, 1000, 100_000])
+def test_the_true_wealth_at_both_ends_exceeds_the_limit(t):
+    """To 60 digits, so that double precision cannot have moved an end inwards."""
+    generator = np.random.default_rng(t)
+    for h, alpha in itertools.product({0, 1, t, *generator.integers(0, t + 1, 40).tolist()}, (0.001, 0.3)):
+        with mpmath.workdps(60):
+            bets = mpmath.log(mpmath.beta(h + mpmath.mpf(1) / 2, t - h + mpmath.mpf(1) / 2) / mpmath.pi)
+            for end in map(mpmath.mpf, betting_interval(h, t, alpha)):
+                if 0 < end < 1:
+                    assert bets - h * mpmath.log(end) - (t - h) * mpmath.log(1 - end) > mpmath.log(
+                        1 / mpmath.mpf(alpha)
+                    )
 
 
 @pytest.mark.parametrize("p0", [0.3, 0.5, 0.95])

@@ -12,6 +12,7 @@ from torch import nn
 
 import rs_plugins
 from rs_plugins import Anytime, AtRadius, FixedBudget, OnGrid, SmoothedModel, certify, registry
+from rs_plugins.core.confidence import clopper_pearson_lower
 from rs_plugins.core.noise import GaussianNoise, make_noise
 from rs_plugins.core.noise_families.lattice import InverseCdf, LatticeGaussianNoise, inverse_cdf
 from rs_plugins.core.perturbing import NoiseOnGrid, perturb_
@@ -424,6 +425,31 @@ def test_failures_count_against_the_certificate():
     assert failing.n == 400
     assert failing.invalid >= 400 - failing.count
     assert 0 < failing.radius < usual.radius
+    assert failing.p_lower == clopper_pearson_lower(failing.count, 400, 0.001)
+
+
+class Tied(Constant):
+    """All classes alike, so that every copy is decided again: class 0 for each that is no failure."""
+
+    def __init__(self):
+        super().__init__()
+        self.answer = torch.zeros(3)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 500])
+def test_a_failure_whose_decision_is_close_is_no_vote_either(chunk):
+    votes = []
+    for model in (Tied(), Constant()):
+        with pytest.warns(ModelWarning):
+            votes.append(Poll(model, grid(1, 1, 3, 4), 0.25, family=Failing, chunk=chunk).votes(200)[0].tolist())
+    assert votes[0][0] == votes[1][1] == sum(votes[0]) < 150
+    assert Poll(Tied(), grid(1, 1, 3, 4), 0.25, chunk=7).decide.look(torch.zeros(2, 1, 3, 4))[1].all()
+
+
+def test_images_that_come_later_are_looked_at_too():
+    begun = certify(Bright(), grid(2, 1, 2, 2), 0.25, family=LatticeGaussianNoise, plan=FixedBudget(n=20))
+    with pytest.raises(InputError, match=r"expected pixels on the grid k/255, .* of image 7;"):
+        begun.go_on(torch.full((1, 1, 2, 2), 0.3), [7])
 
 
 def test_failures_are_marked_where_a_pixel_fails():

@@ -115,6 +115,17 @@ def test_the_probability_of_a_radius_buys_it(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_no_probability_of_a_radius_is_too_small(family):
+    source = random.Random(3)
+    for d in (2, 3, 3072):
+        noise = make_noise(family, 0.5, (d,))
+        for _ in range(150):
+            radius = noise.radius(0.995) * source.random() ** 3
+            p = noise.probability(radius)
+            assert true_radius(family, p, 1 - mpmath.mpf(p), 0.5, d) >= radius
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_what_p_equal_to_one_half_and_to_one_buy(family):
     noise, unbounded = make_noise(family, 0.5, IMAGE), family not in (UniformNoise, UniformLinfNoise)
     assert noise.radius(0.5) == 0

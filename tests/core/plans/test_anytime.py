@@ -59,6 +59,13 @@ def test_the_bounds_are_those_of_the_betting_sequence_at_the_best_look():
     assert verdict.runner_up is None
 
 
+def test_with_a_runner_up_each_side_has_half_alpha():
+    plan = Anytime(n0=10, n=64, alpha=0.01, runner_up=True)
+    verdict, _ = drive(plan, [0.7, 0.2, 0.1])
+    assert verdict.p_lower == betting_interval(verdict.count, 64, 0.005)[0]
+    assert verdict.runner_up == betting_interval(12, 64, 0.005)[1]
+
+
 @pytest.mark.parametrize("p", [0.3, 0.5, 0.7, 0.95])
 def test_ever_wrong_with_probability_at_most_alpha(p):
     """By dynamic programming over the looks: the bound passes p where the votes reach `fewest_to_exceed`."""

@@ -1,6 +1,7 @@
 """OnGrid and AtRadius: exact probabilities of a wrong certificate, over all paths of votes."""
 
 import itertools
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -27,6 +28,19 @@ def test_a_radius_is_the_decimal_that_is_printed_for_it(tenths):
         exact = mpmath.ncdf(mpmath.mpf(tenths) / 5)
         assert exact <= needed < exact + 1e-15
     assert plan.reachable(GaussianNoise(0.5)) == AtRadius(tenths / 10).grid.reachable(GaussianNoise(0.5))
+
+
+def test_what_is_asked_for_is_no_less_than_the_decimal():
+    asked = []
+
+    class Asked(GaussianNoise):
+        def probability(self, radius):
+            asked.append(radius)
+            return super().probability(radius)
+
+    radii = [k / 1000 for k in range(1, 400)]
+    OnGrid(radii).reachable(Asked(0.5))
+    assert all(Fraction(one) >= Fraction(repr(radius)) for one, radius in zip(asked, radii, strict=True))
 
 
 def test_radius_zero_takes_one_half():
