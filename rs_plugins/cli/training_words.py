@@ -33,6 +33,8 @@ def title(recipe: "Recipe", network: "nn.Module", data: "DataSet") -> str:
     how = "" if recipe.sigma is None else f", sigma {recipe.sigma:g}"
     if recipe.sigma is not None and (family := recipe.options.get("family")) is not None:
         how += f" of {family(recipe.sigma).name} noise"
+    if recipe.method == "sat" or recipe.activation != "relu":
+        how += f", {recipe.activation}"
     return f"{recipe.method}{how}: {recipe.architecture} of {count:,} parameters on {len(data)} images of {data.name}"
 
 

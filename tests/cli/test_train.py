@@ -351,7 +351,7 @@ def test_a_folder_is_gone_on_with_on_request():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--method smooth", "method: expected one of consistency, gaussian, gls, macer, smoothadv, "),
+        ("--method smooth", "method: expected one of consistency, gaussian, gls, macer, sat, smoothadv, "),
         ("--method gaussian:lam=1", "method: gaussian has no option 'lam'; it has samples"),
         ("--preset gaussian-mnist-0.5", "method: expected --method or --preset, got both"),
         ("--sigma 0", "sigma: expected a finite number > 0, got 0"),

@@ -119,13 +119,16 @@ def smooth_activations(
         example: Images (n, *input) of which two are used, or the shape of one, such as (3, 32, 32). Required, since
             without a run nobody knows whether some ReLU is left.
         mechanism: How.
-        strict: Whether a ReLU that is left is an error, or a warning.
+        strict: Whether a ReLU that is left is an error, or a warning; so is that there was none to replace.
         options: What `make_activation` takes: ``initial`` of "smooth-relu", ``alpha`` of "celu", ….
 
     Raises:
         InputError: If an argument has an impossible value.
         ModelError: If ``model`` fails on the example or returns no tensors, has script modules, cannot be copied, or
-            still calls ReLU, or if the converted copy fails.
+            still calls ReLU or never did, or if the converted copy fails.
+
+    Warns:
+        ModelWarning: If calls are left that compute max(z, 0) by another name, or ReLU6 lost its cap.
     """
     mechanism, strict = _check_mechanism(mechanism), check_flag(strict, "strict")
     make = _maker(activation, options)
@@ -134,12 +137,18 @@ def smooth_activations(
     _check_runs(_copy(model), images)
     conversion = _Conversion(model, make, images, mechanism)
     converted, report = conversion.best()
+    problem = ""
     if report.remaining:
-        message = f"model: ReLU is still called after conversion by {report.mechanism!r}: {_listed(report.remaining)}"
-        message += conversion.advice
-        if strict:
-            raise ModelError(message)
-        warnings.warn(message, ModelWarning, stacklevel=2)
+        problem = f"ReLU is still called after conversion by {report.mechanism!r}: {_listed(report.remaining)}"
+        problem += conversion.advice
+    elif conversion.idle:
+        problem = "it calls no ReLU on the example, so there is nothing to replace"
+    if problem and strict:
+        raise ModelError(f"model: {problem}")
+    likes = f"max(z, 0) by another name is left as it is: {_listed(report.look_alikes)}" if report.look_alikes else ""
+    caps = f"the cap of ReLU6 is lost at {', '.join(report.uncapped)}" if report.uncapped else ""
+    for remark in filter(None, (problem, likes, caps)):
+        warnings.warn(f"model: {remark}", ModelWarning, stacklevel=2)
     return SmoothModel(converted, report)
 
 
@@ -148,6 +157,7 @@ class _Conversion:
 
     def __init__(self, model: nn.Module, make: Callable[[], nn.Module], images: Tensor, mechanism: Mechanism) -> None:
         self._model, self._make, self._images, self._mechanism = model, make, images, mechanism
+        self.idle = True  # whether the last report is of nothing
         self.advice = "" if mechanism in ("auto", "mode") else "; mechanism='auto' also replaces functions"
 
     def best(self) -> SmoothModel:
@@ -198,9 +208,11 @@ class _Conversion:
     def _report(self, converted: nn.Module, mechanism: Mechanism, made: Replacements) -> ActivationReport:
         calls = self._count(converted, made)
         remaining, similar, unchecked = dict(calls.relu), dict(calls.similar), ""
+        self.idle = not (made.surgery or made.sites or calls.replaced)
         try:
             trained = count(converted, self._images, made.modules, training=True)
             remaining, similar = {**trained.relu, **remaining}, {**trained.similar, **similar}
+            self.idle = self.idle and not trained.replaced
         except Exception as error:  # whatever a model may raise where it cannot be trained on two images
             unchecked = f"{type(error).__name__}: {error}"
         if isinstance(converted, SmoothedCalls):

@@ -97,7 +97,7 @@ def _with_activation(
         return network
     if shape is None:
         raise InputError(f"shape: expected that of an image beside activation={activation!r}, got None")
-    return smooth_activations(network, activation, shape, **options).model
+    return smooth_activations(network, activation, shape, **options).model  # an error if there is nothing to replace
 
 
 def _normalise(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalise | None:

@@ -87,7 +87,10 @@ def initial_network(
     if weights is None:
         if initial == "ibp":
             return ibp_initial(model, seed=network.get("seed", 0))
-        return zero_residual(model) if initial == "zero-residual" else model
+        if initial != "zero-residual":
+            return model
+        plain = {name: value for name, value in network.items() if not name.startswith(("activation", "shape"))}
+        return zero_residual(model, like=make_network(**plain))
     if classes is None:
         load_weights(model, weights)
         return model

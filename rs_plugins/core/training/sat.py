@@ -38,7 +38,7 @@ class Sat:
         eps: Radius of the ball, in pixels.
         norm: ``"linf"`` or ``"l2"``.
         steps: Steps of the attack.
-        step: Length of one, in pixels; it is at least eps/steps, which None stands for.
+        step: Length of one, in pixels, at least eps/steps, which None stands for.
         clean_start: For which share of the batches the attack begins at x; otherwise at points that are drawn uniformly
             from the ball and brought into the box.
         label_smoothing: Which share of each label is spread evenly over all classes.

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -109,27 +110,33 @@ def test_which_modules_are_relu():
 
     patched = nn.ReLU()
     patched.forward = torch.tanh
-    for module, wanted in [
-        (patched, torch.tanh),
-        (nn.ReLU6(), F.silu),
-        (nn.Hardtanh(0, 6), F.silu),
-        (Named(), F.silu),
-        (Scaled(), lambda z: 2 * F.silu(z)),
-        (nn.LeakyReLU(), F.leaky_relu),
+    for module, wanted, remark in [
+        (patched, torch.tanh, "calls no ReLU on the example, so there is nothing to replace"),
+        (nn.ReLU6(), F.silu, "the cap of ReLU6 is lost at 1"),
+        (nn.Hardtanh(0, 6), F.silu, "the cap of ReLU6 is lost at 1"),
+        (Named(), F.silu, None),
+        (Scaled(), lambda z: 2 * F.silu(z), None),
+        (nn.LeakyReLU(), F.leaky_relu, "calls no ReLU on the example, so there is nothing to replace"),
     ]:
         guest = nn.Sequential(nn.Linear(4, 3), module)
-        model, report = smooth_activations(guest, "silu", (4,))
+        if remark is not None and "calls no" in remark:
+            with pytest.raises(ModelError, match=f"^model: it {remark}"):
+                smooth_activations(guest, "silu", (4,))
+        with nullcontext() if remark is None else pytest.warns(ModelWarning, match=remark):
+            model, report = smooth_activations(guest, "silu", (4,), strict=False)
         x = torch.randn(5, 4) * 9
         torch.testing.assert_close(model(x), wanted(guest[0](x)))
         assert report.uncapped == (("1",) if isinstance(module, nn.Hardtanh) else ())
         assert report.mechanism == ("fx" if isinstance(module, Scaled) else "modules")
-    assert "the cap of ReLU6 is lost at 0" in str(smooth_activations(nn.Sequential(nn.ReLU6()), "silu", (4,)).report)
+        if remark is not None and "cap" in remark:
+            assert remark in str(report)
 
 
 @pytest.mark.parametrize("mechanism", ["fx", "mode"])
 def test_lost_caps_of_functions_are_reported(mechanism):
     capped = Written(lambda z: F.hardtanh(F.relu6(z), 0.0, 6.0))
-    report = smooth_activations(capped, "silu", (4,), mechanism=mechanism).report
+    with pytest.warns(ModelWarning, match="the cap of ReLU6 is lost at"):
+        report = smooth_activations(capped, "silu", (4,), mechanism=mechanism).report
     names = ("torch.nn.functional.relu6", "torch.nn.functional.hardtanh(0, 6)")
     assert report.uncapped == (("Written",) if mechanism == "fx" else names)
 
@@ -282,10 +289,14 @@ def test_relu_that_is_called_in_train_mode_alone():
     def refuse(z):
         raise ZeroDivisionError("no")
 
-    report = smooth_activations(Written(torch.tanh, refuse), "silu", (4,)).report
+    with pytest.warns(ModelWarning, match="nothing to replace"):
+        report = smooth_activations(Written(torch.tanh, refuse), "silu", (4,), strict=False).report
     assert report.unchecked == "ZeroDivisionError: no"
     assert "not seen in train mode" in str(report)
-    similar = smooth_activations(Written(torch.tanh, lambda z: z.clamp(min=0)), "silu", (4,)).report.look_alikes
+    with pytest.warns(ModelWarning) as warned:
+        clamped = Written(torch.tanh, lambda z: z.clamp(min=0))
+        similar = smooth_activations(clamped, "silu", (4,), strict=False).report.look_alikes
+    assert ["nothing to replace" in str(each.message) for each in warned] == [True, False]
     assert similar == {"clamp(min=0)": 1}
 
 
@@ -357,7 +368,10 @@ def test_the_fast_path_of_transformers_counts(encoder):
     ],
 )
 def test_look_alikes_are_reported(function, name):
-    model, report = smooth_activations(Written(function), "silu", (4,))
+    with pytest.warns(ModelWarning) as warned:
+        model, report = smooth_activations(Written(function), "silu", (4,), strict=False)
+    remarks = [str(each.message) for each in warned]
+    assert f"model: max(z, 0) by another name is left as it is: {name} (1)" in remarks
     assert report.look_alikes == {name: 1}
     assert f"left as they are: {name} (1)" in str(report)
     assert bool((model(torch.randn(5, 4)) >= 0).all())

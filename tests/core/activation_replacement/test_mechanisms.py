@@ -14,7 +14,7 @@ from rs_plugins.core.activation_replacement.converting import smooth_activations
 from rs_plugins.core.activations import SmoothReLU, smooth_relu
 from rs_plugins.core.architectures.cifar_resnet import CifarResNet
 from rs_plugins.core.identity import identity
-from rs_plugins.errors import ModelError
+from rs_plugins.errors import ModelError, ModelWarning
 
 CURVED = {"initial": 1.5}  # of SmoothReLU: far enough from ReLU to tell
 
@@ -358,6 +358,9 @@ def test_converted_twice(networks, vectors):
     for mechanism in ("fx", "mode"):
         once = smooth_activations(guest, "smooth-relu", vectors, mechanism=mechanism, **CURVED).model
         for again in ("modules", "fx", "mode") if mechanism == "fx" else ("modules", "mode"):
-            twice, report = smooth_activations(once, "silu", vectors, mechanism=again)
+            with pytest.raises(ModelError, match="nothing to replace"):
+                smooth_activations(once, "silu", vectors, mechanism=again)
+            with pytest.warns(ModelWarning):
+                twice, report = smooth_activations(once, "silu", vectors, mechanism=again, strict=False)
             assert (report.modules, report.sites, report.calls) == (0, 0, 0)
             torch.testing.assert_close(twice(vectors), once(vectors))

@@ -12,6 +12,7 @@ from rs_plugins.core.architectures.normalise import STATISTICS, statistics
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.training.ibp_initial import ibp_initial
 from rs_plugins.core.training.initial import NORMALISATIONS, describe_network, initial_network
+from rs_plugins.core.training.residual_initial import zero_residual
 from rs_plugins.errors import InputError
 
 
@@ -181,5 +182,19 @@ def test_residual_blocks_begin_as_their_shortcut(activation):
 
 
 def test_only_residual_networks_begin_as_shortcuts():
-    with pytest.raises(InputError, match=r"^initial: zero-residual is for ResNets, whose blocks end with bn2 or bn3"):
+    with pytest.raises(InputError, match=r"^initial: zero-residual is for ResNets, whose blocks have a downsample and"):
         initial_network({"name": "lenet"}, initial="zero-residual")
+    plain = nn.Module()
+    plain.bn1, plain.bn2 = nn.BatchNorm2d(2), nn.BatchNorm2d(2)  # no shortcut goes past it
+    with pytest.raises(InputError, match=r"found none$"):
+        zero_residual(plain)
+
+
+def test_blocks_with_nothing_in_the_shortcut_and_with_three_convolutions():
+    block, bottleneck = nn.Module(), nn.Module()
+    block.bn1, block.bn2, block.downsample = nn.BatchNorm2d(2), nn.BatchNorm2d(2), None
+    bottleneck.bn2, bottleneck.bn3, bottleneck.downsample = nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+    model = nn.Sequential(block, bottleneck)
+    assert zero_residual(model) is model
+    zero = {name for name, value in model.named_parameters() if name.endswith("weight") and not value.any()}
+    assert zero == {"0.bn2.weight", "1.bn3.weight"}
