@@ -48,6 +48,7 @@ registry.components(), registry.exports()
 assert not set({HEAVY!r}) & set(sys.modules)
 assert "SmoothAdvPGD" in dir(rs_plugins)
 rs_plugins.GaussianNoise
+assert len(dir(rs_plugins)) == len(set(dir(rs_plugins)))
 assert "torch" in sys.modules and not {{"art", "torchattacks"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

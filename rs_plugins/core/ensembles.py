@@ -127,7 +127,7 @@ class ConsensusEnsemble(_Ensemble, SelectiveModule):
         super().__init__(models, average, weights)
         if len(self.members) < 3:
             raise InputError(f"models: expected at least 3, as 2 agree without the third, got {len(self.members)}")
-        self.k = check_count(k, "k", least=2, most=len(self.members) - 1)
+        self.k = _checked_k(k, len(self.members))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n, classes) of ``x`` (n, *input), whose largest is the decision.
@@ -229,7 +229,7 @@ def _alike(logits: Tensor, number: int, classes: int | None) -> Tensor:
 
 
 def _checked_models(models: Iterable[nn.Module]) -> list[nn.Module]:
-    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList | nn.Sequential):
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise InputError(f"models: expected several models, got one {type(models).__name__}")
     found = list(models)
     if len(found) < 2:
@@ -244,6 +244,14 @@ def _checked_models(models: Iterable[nn.Module]) -> list[nn.Module]:
         if (device, dtype) != (home, kind):
             raise InputError(f"models: expected all on {home} in {kind}, got model {number} on {device} in {dtype}")
     return found
+
+
+def _checked_k(k: int, models: int) -> int:
+    try:
+        return check_count(k, "k", least=2, most=models - 1)
+    except InputError:
+        wanted = f"an integer >= 2 and fewer than the number of models, {models}"
+        raise InputError(f"k: expected {wanted}, got {k!r}") from None
 
 
 def _has_tensors(model: nn.Module) -> bool:

@@ -24,6 +24,15 @@ from rs_plugins.core.rounding import (
 )
 from rs_plugins.errors import InputError
 
+_CLASSES = {
+    "gaussian": "GaussianNoise",
+    "gaussian-linf": "GaussianLinfNoise",
+    "laplace": "LaplaceNoise",
+    "lattice-gaussian": "LatticeGaussianNoise",
+    "uniform": "UniformNoise",
+    "uniform-linf": "UniformLinfNoise",
+}
+
 
 class Noise(Protocol):
     """What a noise family must offer to be certified with.
@@ -149,6 +158,17 @@ def check_between(p_lower: float, runner_up: float) -> tuple[float, float]:
     return float(p_lower), float(runner_up)
 
 
+def _advice(family: object) -> str:
+    """Return what to pass instead of the name of a family, or of noise that has its sigma already."""
+    if isinstance(family, str):
+        return (
+            f"; pass the class, rs_plugins.{_CLASSES[family]}" if family in _CLASSES else "; pass a class, not a name"
+        )
+    if hasattr(family, "draw_"):
+        return f"; pass the class, {type(family).__name__}: its sigma goes to sigma="
+    return ""
+
+
 def make_noise(family: Family, sigma: float, shape: Sequence[int] | None = None) -> Noise:
     """Return ``family`` at ``sigma`` pixels, for images of ``shape`` if it is given.
 
@@ -156,7 +176,7 @@ def make_noise(family: Family, sigma: float, shape: Sequence[int] | None = None)
         InputError: If ``sigma`` is not a finite number above 0, or what the family returns is no `Noise`.
     """
     if not callable(family):
-        raise InputError(f"family: expected a noise family such as GaussianNoise, got {family!r}")
+        raise InputError(f"family: expected a noise family such as GaussianNoise, got {family!r}{_advice(family)}")
     sigma = check_positive(sigma, "sigma")
     try:
         noise = family(sigma)

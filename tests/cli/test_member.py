@@ -199,7 +199,10 @@ def test_what_training_does_not_agree_in_has_to_be_said(second, message):
         ([*MEMBERS, "--ensemble", "soft:k=2"], "ensemble: soft has no option 'k'; it has average, weights"),
         ([*MEMBERS, "--ensemble", "consensus"], "ensemble: consensus needs k, as in consensus:k=2"),
         ([*MEMBERS, "--ensemble", "consensus:k=two"], "ensemble: k: expected an integer, got 'two'"),
-        ([*MEMBERS, "--ensemble", "consensus:k=3"], "k: expected an integer from 2 to 2, got 3"),
+        (
+            [*MEMBERS, "--ensemble", "consensus:k=3"],
+            "k: expected an integer >= 2 and fewer than the number of models, 3, got 3",
+        ),
         ([*MEMBERS, "--ensemble", "soft:weights=1/2"], "weights: expected one for each of 3 models, got 2"),
         (["--member", "some_models:a"], "member: expected different networks, got the same one twice"),
         (["--member", "some_models"], "member: expected PACKAGE.MODULE:FUNCTION, or a folder"),

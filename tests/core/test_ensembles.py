@@ -381,6 +381,7 @@ SAME = network()
         (lambda: SoftEnsemble(SAME[1]), "models: expected several models, got one Linear"),
         (lambda: SoftEnsemble([SAME]), "models: expected at least 2, got 1"),
         (lambda: SoftEnsemble([SAME, SAME]), "models: expected different ones, got the same Sequential twice"),
+        (lambda: SoftEnsemble(nn.Sequential(*networks(2))), "models: expected several models, got one Sequential"),
         (lambda: SoftEnsemble([SAME, len]), r"models\[1\]: expected a torch.nn.Module, got builtin"),
         (
             lambda: SoftEnsemble([SAME, SmoothedModel(network(), 0.5)]),
@@ -398,12 +399,16 @@ SAME = network()
         (lambda: SoftEnsemble(networks(2), weights=[1, 0]), "weights: expected a finite number > 0, got 0"),
         (lambda: ConsensusEnsemble(networks(2), 2), "models: expected at least 3, as 2 agree without the third, got 2"),
         (lambda: ConsensusEnsemble(networks(3), 1), "k: expected .*2.*, got 1"),
-        (lambda: ConsensusEnsemble(networks(3), 3), "k: expected .*2.*, got 3"),
+        (
+            lambda: ConsensusEnsemble(networks(3), 3),
+            "k: expected an integer >= 2 and fewer than the number of models, 3, got 3",
+        ),
     ],
     ids=[
         "one",
         "too few",
         "same",
+        "layers",
         "function",
         "noisy",
         "types",

@@ -2,9 +2,14 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
+import rs_plugins
 from rs_plugins.core.noise import GaussianNoise, make_noise
+from rs_plugins.core.noise_families.laplace import LaplaceNoise
+from rs_plugins.core.noise_families.uniform import UniformLinfNoise
+from rs_plugins.core_plugin import rs_plugins_components
 from rs_plugins.errors import InputError
 
+FAMILIES = [getattr(rs_plugins, c.target.partition(":")[2]) for c in rs_plugins_components() if c.kind == "noise"]
 # Radii at sigma = 1: Φ⁻¹ of the probability, from tables.
 GOLDEN = [(0.5, 0.0), (0.6, 0.253347), (0.75, 0.674490), (0.9, 1.281552), (0.99, 2.326348), (0.999, 3.090232)]
 
@@ -38,9 +43,25 @@ def test_a_family_must_offer_everything_a_certificate_needs():
         InputError, match=r"family: expected a noise family, got .*, whose noise has no name, norm, sigma"
     ):
         make_noise(lambda sigma: object(), 1.0)
-    with pytest.raises(InputError, match="family: expected a noise family such as GaussianNoise, got 'gaussian'"):
-        make_noise("gaussian", 1.0)
+    with pytest.raises(InputError, match=r"expected a noise family such as GaussianNoise, got \{'gaussian'\}$"):
+        make_noise({"gaussian"}, 1.0)
     assert make_noise(GaussianNoise, 1) == GaussianNoise(1.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "advice"),
+    [
+        *((family.name, f"pass the class, rs_plugins.{family.__name__}") for family in FAMILIES),
+        ("cauchy", "pass a class, not a name"),
+        (LaplaceNoise(0.25), "pass the class, LaplaceNoise: its sigma goes to sigma="),
+        (UniformLinfNoise(0.25), "pass the class, UniformLinfNoise: its sigma goes to sigma="),
+    ],
+    ids=str,
+)
+def test_the_class_is_asked_for_where_it_is_not_given(family, advice):
+    with pytest.raises(InputError) as caught:
+        make_noise(family, 1.0)
+    assert str(caught.value) == f"family: expected a noise family such as GaussianNoise, got {family!r}; {advice}"
 
 
 @pytest.mark.parametrize("sigma", [0.12, 0.25, 1.0])

@@ -82,7 +82,10 @@ def _init(ray: Any, address: str | None, settings: Mapping[str, Any]) -> None:
         ray.init(address or "local", log_to_driver=False, configure_logging=False, **settings)
     except Exception as error:  # Ray raises many kinds, plain ones among them
         what = "no cluster could be started here" if address is None else f"no cluster answers at {address}"
-        raise WorkerError(f"ray: {what}: {' '.join(str(error).split())}") from error
+        why = f"ray: {what}: {' '.join(str(error).split())}"
+        if address is None:
+            why += "; the machine may be too busy: try again, or leave the engine away (--engine)"
+        raise WorkerError(why) from error
     finally:
         logger.setLevel(before)
 

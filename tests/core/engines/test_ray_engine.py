@@ -250,8 +250,11 @@ def test_a_cluster_that_does_not_start_is_an_error_in_a_line(tmp_path, monkeypat
 
     monkeypatch.setattr(ray, "init", fail)
     before, folders = dict(os.environ), set(Path("/tmp").glob("rs-*"))
-    with pytest.raises(WorkerError, match=r"^ray: no cluster could be started here: the node timed out$"):
+    with pytest.raises(WorkerError) as caught:
         job(tmp_path / "log.tsv", engine=RayEngine(workers=2))
+    what, advice = str(caught.value).split("; ")
+    assert what == "ray: no cluster could be started here: the node timed out"
+    assert advice == "the machine may be too busy: try again, or leave the engine away (--engine)"
     with pytest.raises(WorkerError, match=r"^ray: no cluster answers at 10.0.0.1:6379: the node timed out$"):
         job(tmp_path / "log.tsv", engine=RayEngine(workers=2, address="10.0.0.1:6379"))
     assert (dict(os.environ), set(Path("/tmp").glob("rs-*"))) == (before, folders)
