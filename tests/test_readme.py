@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import norm
 
+from rs_plugins import registry
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -55,7 +57,17 @@ def test_the_python_of_the_readme_runs(capsys, tmp_path, run_python):
 def test_the_links_of_the_readme_lead_somewhere():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert len(links) > 3
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    titles = re.findall(r"^##+ (.*)$", README, flags=re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert [link for link in links if not link.startswith("#") and not (ROOT / link).exists()] == []
+    assert {link[1:] for link in links if link.startswith("#")} - headings == set()
+
+
+def test_each_noise_family_is_in_the_table():
+    rows = re.findall(r"^\| `([a-z][a-z-]+)` \| `(\w+)` \| (\w+) \|", README, flags=re.MULTILINE)
+    noises = [component for component in registry.components("noise") if component.target.startswith("rs_plugins.core")]
+    classes = [registry.component("noise", component.name) for component in noises]
+    assert sorted(rows) == sorted((noise.name, noise.__name__, noise.norm) for noise in classes)
 
 
 @pytest.mark.parametrize(("n", "radius"), [(1000, 0.62), (100_000, 0.95)])
