@@ -87,7 +87,7 @@ def content(log):
     return [[*row[:5], *row[6:]] for row in rows], log.with_name(log.name + ".json").read_bytes()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def cluster():
     with connected(None, cpus=2, gpus=False) as connection:
         yield connection
