@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")
-_OF_SMOOTHING = ("sigma", "noise", "plan", "channels_last", "compile", "chunk", "engine", "workers", "address")
+_OF_SMOOTHING = (
+    *("sigma", "noise", "plan", "channels_last", "compile", "chunk", "engine", "workers", "address"),
+    *("member", "ensemble"),
+)
 
 
 def _parse_pixels(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:

@@ -118,6 +118,8 @@ def test_a_radius_may_be_a_fraction(text, eps):
         (f"{COMMAND} --plan fixed:n=10", "--plan is for randomized smoothing, which --bounds is not"),
         (f"{COMMAND} --channels-last", "--channels-last is for randomized smoothing"),
         (f"{COMMAND} --chunk 3", "--chunk is for randomized smoothing"),
+        (f"{COMMAND} --member other", "--member is for randomized smoothing, which --bounds is not"),
+        (f"{COMMAND} --ensemble soft", "--ensemble is for randomized smoothing, which --bounds is not"),
         (COMMAND.replace("--eps 1/16", ""), "--bounds needs a radius: --eps 8/255, or another"),
         (COMMAND.replace("--bounds crown", ""), "--eps is for --bounds NAME, which is missing"),
         (
