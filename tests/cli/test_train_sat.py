@@ -110,7 +110,10 @@ def test_what_is_trained_with_a_smooth_activation_is_certified_by_votes_and_by_b
         (["--sigma", "0.25"], "sigma: sat trains without noise on the images, expected no --sigma beside it"),
         (["--method", "sat"], "eps: 'sat' needs this option, got none"),
         (["--method", "sat:eps=8"], "eps: expected a radius in pixels of [0, 1], got 8.0; divide by 255"),
-        (["--initial", "zero-residual", "--arch", "cnn3"], "initial: zero-residual is for ResNets, whose blocks have a downsample"),
+        (
+            ["--initial", "zero-residual", "--arch", "cnn3"],
+            "initial: zero-residual is for ResNets, whose blocks have a downsample",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_folder_is_made(more, message):

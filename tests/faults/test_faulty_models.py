@@ -180,7 +180,7 @@ def test_what_is_finished_stays_and_the_job_goes_on(tmp_path, monkeypatch, name)
     good, log = tmp_path / "good.tsv", tmp_path / "log.tsv"
     expected = job(Troubled(), good)
     monkeypatch.setenv("TROUBLE", name)
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message or None):
         job(Troubled(), log)
     monkeypatch.delenv("TROUBLE")
     kept, rows = read_results(log), log.read_bytes()

@@ -293,8 +293,8 @@ def test_relu_that_is_called_in_train_mode_alone():
         report = smooth_activations(Written(torch.tanh, refuse), "silu", (4,), strict=False).report
     assert report.unchecked == "ZeroDivisionError: no"
     assert "not seen in train mode" in str(report)
+    clamped = Written(torch.tanh, lambda z: z.clamp(min=0))
     with pytest.warns(ModelWarning) as warned:
-        clamped = Written(torch.tanh, lambda z: z.clamp(min=0))
         similar = smooth_activations(clamped, "silu", (4,), strict=False).report.look_alikes
     assert ["nothing to replace" in str(each.message) for each in warned] == [True, False]
     assert similar == {"clamp(min=0)": 1}
