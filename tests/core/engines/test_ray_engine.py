@@ -104,6 +104,7 @@ def troubled(tmp_path, monkeypatch):
     del sys.modules["troubled_models"]
 
 
+@pytest.mark.slow
 def test_a_cluster_of_its_own(tmp_path):
     """It ends with the job, and leaves nothing behind."""
     job(tmp_path / "one.tsv")
