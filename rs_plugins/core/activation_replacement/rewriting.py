@@ -129,9 +129,7 @@ class _Tracer(fx.Tracer):
 def _followed(model: nn.Module, tracer: _Tracer, *, training: bool) -> tuple[nn.Module, fx.Graph]:
     holder = _Holder(model)
     with undisturbed(model):
-        first_draws = _draws()
-    with undisturbed(model):
-        before = Attributes(model.train(training))
+        before, generators = Attributes(model.train(training)), _generators()
         try:
             graph = tracer.trace(holder)
         except Exception as error:
@@ -139,15 +137,17 @@ def _followed(model: nn.Module, tracer: _Tracer, *, training: bool) -> tuple[nn.
             raise Untraceable(f"torch.fx cannot follow it: {type(error).__name__}: {reason}") from error
         if before.changed():
             raise Untraceable("its forward pass changes its attributes or buffers")
-        if _draws() != first_draws:
+        if _generators() != generators:
             raise Untraceable("it draws random numbers that torch.fx takes for constants")
     if any(node.target == _ROOT for node in graph.nodes):
         raise Untraceable(f"it is a {type(model).__name__}, into which torch.fx does not look")
     return holder, graph
 
 
-def _draws() -> tuple[float, float, float]:
-    return random.random(), np.random.random(), float(torch.rand(()))  # noqa: NPY002
+def _generators() -> tuple[object, ...]:
+    """Return the states of the global generators, without a draw: they move when somebody draws."""
+    _, key, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), np.asarray(key).tobytes(), *rest, torch.get_rng_state().numpy().tobytes()
 
 
 def _check_hooks(model: nn.Module, tracer: _Tracer) -> None:
