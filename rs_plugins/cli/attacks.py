@@ -186,8 +186,8 @@ def _estimator(smoothed: "SmoothedModel") -> Any:
 
     make: Any = registry.component("estimator", "art.SmoothedClassifier")
     device = str(device_and_dtype(smoothed.base)[0])
-    settings = {"samples": smoothed.samples, "noise": smoothed.noise, "seed": smoothed.seed, "device_type": device}
-    return make(smoothed.base, smoothed.sigma, **settings)
+    settings = {name: getattr(smoothed, name) for name in ("samples", "family", "noise", "seed", "chunk")}
+    return make(smoothed.base, smoothed.sigma, device_type=device, **settings)
 
 
 class _Generating:

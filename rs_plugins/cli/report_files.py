@@ -1,6 +1,5 @@
 """``rs-plugins report --out``: the report as a page and as files, with a gallery of images."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +52,7 @@ def write_files(
 
 
 def _gallery(content: "Content", paths: Mapping[str, Path], options: Mapping[str, Any]) -> "Gallery":
+    from rs_plugins.core.results_writer import record_beside
     from rs_plugins.report_page.content import certified
     from rs_plugins.report_page.gallery import make_gallery, read_attacked
 
@@ -65,7 +65,7 @@ def _gallery(content: "Content", paths: Mapping[str, Path], options: Mapping[str
         count=options["gallery"],
         noise=None if first is None else _noise(logs[first], content.noises.get(first), data),
         attacked=None if options["attacked"] is None else read_attacked(options["attacked"]),
-        records={name: _record(paths[name]) for name in logs},
+        records={name: record_beside(paths[name]) or {} for name in logs},
     )
 
 
@@ -79,14 +79,3 @@ def _noise(log: "Results", noise: "LoggedNoise | None", data: "DataSet") -> "Noi
         return make_noise(family_called(noise.family if noise else "gaussian"), log.sigma, data.shape)
     except UnknownNameError:
         return None
-
-
-def _record(log: Path) -> dict[str, Any]:
-    """Return the record beside ``log``, nothing if there is none that can be read."""
-    from rs_plugins.core.results_writer import record_of
-
-    try:
-        record = json.loads(record_of(log).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}

@@ -1,12 +1,11 @@
 """The noise of a log, as its record names it: of which family it is, and in which norm its radii are."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rs_plugins.core.results_writer import record_of
+from rs_plugins.core.results_writer import record_beside
 
 USUAL = "l2"  # what published logs, which do not say, have
 
@@ -29,11 +28,8 @@ class LoggedNoise:
 
 def read_noise(log: str | os.PathLike[str]) -> LoggedNoise | None:
     """Return the noise in the record beside ``log``; None where there is none that can be read."""
-    try:
-        record = json.loads(record_of(Path(log)).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    family, norm = (record.get(name) if isinstance(record, dict) else None for name in ("family", "norm"))
+    record = record_beside(Path(log)) or {}
+    family, norm = record.get("family"), record.get("norm")
     return LoggedNoise(family, norm) if isinstance(family, str) and isinstance(norm, str) else None
 
 

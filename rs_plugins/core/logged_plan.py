@@ -1,13 +1,12 @@
 """The plan of a log, as its record names it: what tables call it, and which radii it can certify at all."""
 
 import ast
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rs_plugins.core.results_writer import record_of
+from rs_plugins.core.results_writer import record_beside
 
 _WITH_RADII = {"OnGrid": "radii", "AtRadius": "r"}  # plan → what it calls them
 
@@ -34,11 +33,7 @@ class LoggedPlan:
 
 def read_plan(log: str | os.PathLike[str]) -> LoggedPlan | None:
     """Return the plan in the record beside ``log``; None where there is none that can be read."""
-    try:
-        record = json.loads(record_of(Path(log)).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    text = record.get("plan") if isinstance(record, dict) else None
+    text = (record_beside(Path(log)) or {}).get("plan")
     return understood(text) if isinstance(text, str) and text else None
 
 

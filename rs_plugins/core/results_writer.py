@@ -209,20 +209,25 @@ def record_of(log: Path) -> Path:
     return log.with_name(log.name + ".json")
 
 
+def record_beside(log: Path) -> dict[str, Any] | None:
+    """Return with what the certificates of ``log`` are made, and for which data; None where no record can be read."""
+    try:
+        content = json.loads(record_of(log).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def read_record(log: Path) -> dict[str, Any]:
     """Return with what the certificates of ``log`` are made, and for which data.
 
     Raises:
         ResultsError: If the record is missing or damaged.
     """
-    record = record_of(log)
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
+    content = record_beside(log)
+    if content is None:
         raise ResultsError(
-            f"{log}: cannot go on: {record.name}, which says what it was made with, is missing or damaged"
+            f"{log}: cannot go on: {record_of(log).name}, which says what it was made with, is missing or damaged"
         )
     return content
 

@@ -8,6 +8,8 @@ from torch import nn
 
 from rs_plugins import registry
 from rs_plugins.cli.attacks import parse_attack
+from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.noise_families.laplace import LaplaceNoise
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import InputError
 from rs_plugins.registry import Registry
@@ -187,6 +189,18 @@ def test_arts_attack_is_a_function_of_tensors(smoothed):
     attack = parse_attack("art.SmoothAdvPGD:eps=0.5,eps_step=0.2,max_iter=4,samples=6").aimed(smoothed)
     expected = parse_attack("torchattacks.SmoothAdvPGD:eps=0.5,alpha=0.2,steps=4,samples=6").aimed(smoothed)(x, y)
     torch.testing.assert_close(attack(x, y), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attack", ["art.SmoothAdvPGD:max_iter=1", "torchattacks.SmoothAdvPGD:steps=1"])
+def test_an_attack_sees_the_noise_of_the_classifier_that_is_judged(smoothed, attack, monkeypatch):
+    """All of its draws are those of the family, none Gaussian."""
+    drawn = []
+    monkeypatch.setattr(GaussianNoise, "draw_", lambda *_: pytest.fail("Gaussian noise was drawn"))
+    draw = LaplaceNoise.draw_
+    monkeypatch.setattr(LaplaceNoise, "draw_", lambda self, *how: drawn.append(self.sigma) or draw(self, *how))
+    under_laplace = SmoothedModel(smoothed.base, 0.3, family=LaplaceNoise, samples=6)
+    parse_attack(attack).aimed(under_laplace)(torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))
+    assert set(drawn) == {0.3}
 
 
 def test_what_the_art_attack_says_of_its_success_is_passed_on(smoothed):

@@ -16,7 +16,7 @@ def test_the_record_says_it(tmp_path):
     assert str(L1) == "laplace, l1"
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"family": "laplace"}', '{"family": 3, "norm": "l1"}'], ids=repr)
+@pytest.mark.parametrize("content", ["", "[1]", '{"family": "laplace"}', '{"family": 3, "norm": "l1"}', "[" * 100_000])
 def test_a_record_that_does_not_say_it(tmp_path, content):
     (tmp_path / "log.tsv.json").write_text(content)
     assert read_noise(tmp_path / "log.tsv") is None

@@ -165,7 +165,7 @@ def test_the_empty_batch():
         ({"eps": torch.rand(3)}, r"eps: expected a number or one per image \(4\), got a tensor of shape \(3,\)"),
         ({"eps": None}, "eps: expected a number or one per image, got None"),
         ({"eps": "big"}, "eps: expected a number or one per image, got 'big'"),
-        ({"step": -1.0}, r"alpha: expected finite values >= 0, got -1\.0"),
+        ({"step": -1.0}, r"step: expected finite values >= 0, got -1\.0"),
         ({"steps": 0}, "steps: expected an integer >= 1, got 0"),
         ({"steps": 1.5}, r"steps: expected an integer >= 1, got 1\.5"),
         ({"x": X * 255}, r"x: expected pixels in \[0, 1\], got values from"),

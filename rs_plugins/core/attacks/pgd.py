@@ -78,7 +78,7 @@ def pgd(
     if restarts > 1 and height is None:
         raise InputError(f"height: needed to choose between the results of {restarts} runs")
     eps = per_image(eps, x, "eps")
-    step = per_image(step, x, "alpha") if step is not None else eps if rule == "dual-averaging" else 2 * eps / steps
+    step = per_image(step, x, "step") if step is not None else eps if rule == "dual-averaging" else 2 * eps / steps
     x = x.detach().clone()
     free = check_mask(mask, x)
     room = _Room(x, free, eps, step, any_direction(free, seed).to(at_least_single(x)), norm)
