@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from rs_plugins import registry
 from rs_plugins.cli import main as command_line
+from rs_plugins.core.results_files import read_results
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -72,8 +73,78 @@ def test_languages(page):
 
 
 @pytest.mark.parametrize("page", sorted({*with_blocks("python", run=True)} - {"components.md", "plugins.md"}))
-def test_the_python_of_a_page_runs(page, run_python):
-    run_python(shown_python(page), page)
+def test_the_python_of_a_page_runs(page, run_python, capsys, tmp_path):
+    names = run_python(shown_python(page), page)
+    check = {
+        "jobs.md": check_jobs,
+        "methods/bounds.md": check_bounds,
+        "methods/certifying_adapters.md": check_certifying_adapters,
+        "methods/noise.md": check_noise,
+        "methods/sat.md": check_sat,
+        "methods/smoothadv.md": check_smoothadv,
+        "methods/smoothing.md": check_smoothing,
+        "methods/smoothmix.md": check_smoothmix,
+    }.get(page)
+    if check is not None:
+        check(names, capsys.readouterr().out.splitlines(), tmp_path)
+
+
+def check_jobs(names, lines, folder):
+    assert len(names["results"]) == len(read_results(folder / "log.tsv")) == 10
+
+
+def check_bounds(names, lines, folder):
+    plain, certified = map(percent, lines[:2])
+    assert lines[0].startswith("plain: right, and proved so")
+    assert certified >= plain + 10
+    assert {"verified", "falsified"} <= set(re.findall(r"\w+", lines[2]))
+
+
+def check_certifying_adapters(names, lines, folder):
+    bare, adapted = map(percent, lines[:2])
+    assert lines[0].startswith("bare: right and certified at 0.5")
+    assert adapted >= bare + 5
+
+
+def check_noise(names, lines, folder):
+    assert {0.1, 0.2} & {certificate.radius for certificate in names["l1"]}
+    assert 0.02 < max(certificate.radius for certificate in names["linf"]) < 0.08
+    assert f'"{names["for_whom"]}": any image' in (DOCS / "methods/noise.md").read_text(encoding="utf-8")
+
+
+def check_sat(names, lines, folder):
+    assert names["replaced"].calls == 2
+    assert names["last"].validation_accuracy > names["last"].adversarial_accuracy > 0.3
+
+
+def check_smoothadv(names, lines, folder):
+    assert lines[0].startswith("turned by the attack's own votes")
+    assert any(line.startswith("attack success") for line in lines)
+    table = lines.index(next(line for line in lines if line.split()[:1] == ["correct"]))
+    assert [line.split()[0] for line in lines[table : table + 4]] == ["correct", "abstained", "wrong", "mean"]
+
+
+def check_smoothing(names, lines, folder):
+    plans = lines[20:24]
+    votes, right = zip(*((float(line.split()[0]), int(line.split()[4])) for line in plans), strict=True)
+    assert votes[0] == 10_100
+    assert max(votes[1:3]) < 0.5 * votes[0]
+    assert max(right) >= 10
+    assert max(right) - min(right) <= 2
+    certified = [line.split()[1] for line in lines[24:]]
+    assert sum(map(str.__eq__, certified, map(str, names["y_test"]))) > 10
+    assert (names["linear_predictions"] == names["y_test"]).sum() > 10
+    assert names["linear_radii"].max() > 0.2
+
+
+def check_smoothmix(names, lines, folder):
+    assert names["trained"].sigma == 0.25
+    assert (folder / "consistency" / "model.json").is_file()
+    assert (names["record"].prediction, names["record"].radius > 0.2) == (names["labels"][1500], True)
+
+
+def percent(line):
+    return int(line.rpartition(": ")[2].rstrip("%"))
 
 
 def shown_python(page):
@@ -148,6 +219,11 @@ def test_the_commands_of_a_page_run(page, tmp_path):
                 timeout=3600,
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    if page == "methods/smoothmix.md":
+        assert read_results(tmp_path / "run/certified.tsv").certified_accuracy([0.25])[0] > 0.5
+    if page == "jobs.md":
+        assert read_results(tmp_path / "digits.tsv").certified_accuracy([0.25])[0] > 0.5
+        assert (tmp_path / "report/report.html").is_file()
 
 
 @pytest.mark.parametrize("page", with_blocks("console", run=False))
@@ -221,6 +297,14 @@ def test_links(page):
         if anchor:
             titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert anchor in [re.sub(r"[^\w]+", "-", title.lower()).strip("-") for title in titles], link
+
+
+def test_each_noise_family_is_in_the_table():
+    text = (DOCS / "methods/noise.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z][a-z-]+)` \| `(\w+)` \| (\w+) \|", text, flags=re.MULTILINE)
+    noises = [component for component in registry.components("noise") if component.target.startswith("rs_plugins.core")]
+    classes = [registry.component("noise", component.name) for component in noises]
+    assert sorted(rows) == sorted((noise.name, noise.__name__, noise.norm) for noise in classes)
 
 
 def test_figures_are_linked():

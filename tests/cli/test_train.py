@@ -29,7 +29,7 @@ from rs_plugins.core.training.presets import PRESETS
 from rs_plugins.core.training.recipe import Recipe
 from rs_plugins.errors import InputError
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/methods/smoothmix.md").read_text(encoding="utf-8")
 MODELS = """
 import os, time, torch
 from torch import nn
@@ -539,29 +539,10 @@ def test_torchrun(folder):
         torch.testing.assert_close(weights(place), weights(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_the_example_of_the_readme(tmp_path, monkeypatch):
-    """A file's content after ``cat``, then commands."""
-    pytest.importorskip("sklearn")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "digits_model", raising=False)
-    section = README.partition("## Train it")[2].partition("\n## ")[0]
-    console, *_ = re.findall(r"```console\n(.*?)```", section, flags=re.DOTALL)
-    first, *commands = re.split(r"^\$ ", console.replace("\\\n", ""), flags=re.MULTILINE)[1:]
-    words, _, source = first.partition("\n")
-    Path(words.removeprefix("cat ")).write_text(source)
-    for command in commands:
-        result = invoke(command.partition("\n")[0].removeprefix("rs-plugins "))
-        assert result.exit_code == 0, result.output
-    assert read_results("run/certified.tsv").certified_accuracy([0.25])[0] > 0.5
-    monkeypatch.delitem(sys.modules, "digits_model", raising=False)
-
-
-def test_the_methods_of_the_readme_are_those_there_are():
+def test_the_methods_of_the_page_are_those_there_are():
     from rs_plugins.core.training.methods import METHODS
 
-    section = README.partition("## Train it")[2].partition("\n## ")[0]
+    section = PAGE.partition("## The methods")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     assert sorted(re.findall(r"`(.*?)`", " ".join(rows))) == list(METHODS)
 
