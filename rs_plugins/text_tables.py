@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from decimal import ROUND_FLOOR, Decimal
 
 Table = Sequence[Sequence[str]]  # the header first
 
@@ -27,6 +28,13 @@ def number(value: float | None, form: str) -> str:
 def percent(share: float | None) -> str:
     """Return a share as percent, "-" if there is none."""
     return number(None if share is None else 100 * share, ".2f")
+
+
+def percent_below(share: float | None) -> str:
+    """Return a lower bound as percent, rounded down, "-" if there is none."""
+    if share is None or math.isnan(share):
+        return "-"
+    return f"{Decimal(repr(float(share))).scaleb(2).quantize(Decimal('0.01'), rounding=ROUND_FLOOR):f}"
 
 
 def interval(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:

@@ -181,6 +181,7 @@ def _summary(out: Path, results: "Results") -> str:
     """Return the figures in a line, of a plan with radii of its own at these."""
     from rs_plugins.core.logged_noise import read_noise
     from rs_plugins.core.logged_plan import read_plan
+    from rs_plugins.core.results import radius_text
 
     noise = read_noise(out)
     norm = "" if noise is None or noise.norm == "l2" else f" in {noise.norm}"
@@ -193,5 +194,5 @@ def _summary(out: Path, results: "Results") -> str:
         )
     else:
         shares = zip(own, results.certified_accuracy(own), strict=True)
-        figures = f"certified {', '.join(f'{share:.2%} at {radius:g}' for radius, share in shares)}{norm}"
+        figures = f"certified {', '.join(f'{share:.2%} at {radius_text(radius)}' for radius, share in shares)}{norm}"
     return f"{out}: {images}, {figures}; more with: rs-plugins report {out}"

@@ -22,6 +22,7 @@ from rs_plugins.cli.tables import (
     interval,
     number,
     percent,
+    percent_below,
     plain,
 )
 
@@ -193,6 +194,8 @@ def _draw(path: Path, tables: "Mapping[str, Results | Curve]", plans: "Mapping[s
 
 def _notes(rows: Sequence["Figures"], best: Sequence["Best"], reason: str | None) -> list[str]:
     """Return what has to be known to read the tables, a line each."""
+    from rs_plugins.core.results import as_logged
+
     notes = ["* the best at this radius; of equals the one with the highest clean accuracy"] if best else []
     if reason is not None:
         notes.append(f"no best is marked: {reason}")
@@ -203,7 +206,8 @@ def _notes(rows: Sequence["Figures"], best: Sequence["Best"], reason: str | None
         notes.append(
             "a plan that begins above radius 0 abstains where its first radius is not certified, so clean is -"
         )
-    if any(round(at.radius, 9) not in plan.radii for plan, certified in own.items() for at in certified):
+    known = {plan: set(map(as_logged, plan.radii)) for plan in own}
+    if any(as_logged(at.radius) not in known[plan] for plan, certified in own.items() for at in certified):
         notes.append("AtRadius and OnGrid show between their radii what holds at the next larger one, beyond them -")
     return notes
 
@@ -259,8 +263,10 @@ def _overview(rows: Sequence["Figures"], labels: Sequence[str], confidence: floa
 
 
 def _at_radii(rows: Sequence["Figures"], best: Sequence["Best"], confidence: float) -> Table:
+    from rs_plugins.core.results import radius_text
+
     able = [row for row in rows if row.certified]
-    table = [["certified accuracy % at radius", *(f"{at.radius:g}" for at in able[0].certified)]]
+    table = [["certified accuracy % at radius", *(radius_text(at.radius) for at in able[0].certified)]]
     stars = {(at.name, at.radius) for at in best if at.accuracy > 0}
     for row in able:
         marks = ["*" if (row.name, at.radius) in stars else "" for at in row.certified]
@@ -270,7 +276,7 @@ def _at_radii(rows: Sequence["Figures"], best: Sequence["Best"], confidence: flo
             cells = [interval(at.interval, lambda end: f"{100 * end:.1f}") for at in row.certified]
             table.append([f"  {confidence:.0%} interval", *cells])
         if any(at.lower is not None for at in row.certified):
-            table.append(["  lower bound", *(percent(at.lower) for at in row.certified)])
+            table.append(["  lower bound", *(percent_below(at.lower) for at in row.certified)])
     return table
 
 

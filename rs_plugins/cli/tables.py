@@ -4,7 +4,7 @@ import csv
 import io
 import math
 
-from rs_plugins.text_tables import Table, as_text, hours, interval, number, percent
+from rs_plugins.text_tables import Table, as_text, hours, interval, number, percent, percent_below
 
 __all__ = [
     "Table",
@@ -16,6 +16,7 @@ __all__ = [
     "interval",
     "number",
     "percent",
+    "percent_below",
     "plain",
 ]
 
@@ -41,7 +42,7 @@ def plain(value: float | None) -> str:
 
 def _rounded(value: float) -> float:
     """Return ``value`` without the last digits of floating-point sums, 0.8 in place of 0.7999999999999999."""
-    return value if isinstance(value, int) else round(value, 6) if abs(value) >= 0.01 else float(f"{value:.6g}")
+    return value if isinstance(value, int) else float(f"{value:.8g}")
 
 
 def for_programs(value: object) -> object:

@@ -11,13 +11,12 @@ import numpy as np
 from rs_plugins.core.logged_noise import LoggedNoise, read_noise, unlike
 from rs_plugins.core.logged_plan import LoggedPlan, read_plan
 from rs_plugins.core.merging import warn_unfinished
-from rs_plugins.core.results import Floats, Results
+from rs_plugins.core.results import Floats, Results, as_logged
 from rs_plugins.core.results_files import bytes_of, parse_number, parse_results, text_of
 from rs_plugins.errors import InputError, ResultsError
 
 STEP = 0.25  # of the radii in published tables
 MOST_RADII = 20
-_SAME = 1e-9  # radii no further apart are the same decimal
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +36,7 @@ class Curve:
 
         Beyond the curve it is NaN.
         """
-        grid = np.array([round(r, 9) for r in self.radii.tolist()])
-        places = np.searchsorted(grid, [round(float(r), 9) for r in radii])
+        places = np.searchsorted(list(map(as_logged, self.radii.tolist())), list(map(as_logged, radii)))
         return np.append(self.accuracy, math.nan)[places]
 
 
@@ -258,7 +256,8 @@ def figures(
         return common
     own = () if plan is None else plan.radii
     at = _certified(log, radii, confidence, log.alpha if log.alpha is not None else alpha, parity)
-    certified = tuple(At(one.radius, math.nan) if own and one.radius > own[-1] + _SAME else one for one in at)
+    beyond = [bool(own) and as_logged(one.radius) > as_logged(own[-1]) for one in at]
+    certified = tuple(At(one.radius, math.nan) if unknown else one for one, unknown in zip(at, beyond, strict=True))
     if len(own) == 1:
         return replace(common, certified=certified)
     return replace(

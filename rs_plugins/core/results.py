@@ -16,10 +16,12 @@ from scipy.stats import beta, binom
 from rs_plugins.core.certification import Certificate
 from rs_plugins.core.checks import check_count, check_probability
 from rs_plugins.core.plans.protocol import ABSTAIN
+from rs_plugins.core.rounding import digits_below
 from rs_plugins.errors import ResultsError, ResultsWarning
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+DIGITS = 8  # of a radius in a log
 _Value = TypeVar("_Value", float, str)
 
 
@@ -73,7 +75,7 @@ class Results:
         """Return the share of all rows that are correct with radius >= r, for each r of ``radii`` in pixels.
 
         Args:
-            radii: The radii. They are taken as decimals: 0.8250000000000001 out of a floating-point grid means 0.825.
+            radii: The radii, to the eight digits of a log (`as_logged`), so that what is certified at 2/3 is so here.
             parity: Compare the floating-point numbers as they are, as the published curves did.
 
         Raises:
@@ -84,7 +86,7 @@ class Results:
             return np.full(len(radii), math.nan)
         grid = np.asarray(radii, dtype=np.float64)
         if not parity:
-            grid = np.array([round(r, 9) for r in grid.tolist()])
+            grid = np.array([as_logged(r) for r in grid.tolist()])
         return np.array([float(np.mean(self.correct & (radius >= r))) for r in grid])
 
     def certified_accuracy_lower(
@@ -195,6 +197,16 @@ class Results:
         if not len(self):
             warnings.warn(f"{figure} is undefined: the table has no rows", ResultsWarning, stacklevel=3)
         return bool(len(self))
+
+
+def as_logged(radius: float) -> float:
+    """Return ``radius`` as logs have it, to eight digits, rounded down; 0.7999999999999999 out of a grid is 0.8."""
+    return float(digits_below(round(radius, 12), DIGITS))
+
+
+def radius_text(radius: float) -> str:
+    """Return ``radius`` for a table: the digits of `as_logged`, without zeros at the end."""
+    return f"{as_logged(radius):.{DIGITS}g}"
 
 
 def common(values: Sequence[_Value]) -> _Value | None:

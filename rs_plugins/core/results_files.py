@@ -9,7 +9,6 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from decimal import ROUND_DOWN, Context, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy as np
 from rs_plugins.core.certification import Certificate
 from rs_plugins.core.log_kinds import LogKind
 from rs_plugins.core.plans.protocol import ABSTAIN
-from rs_plugins.core.results import Results, common
+from rs_plugins.core.results import DIGITS, Results, common
+from rs_plugins.core.rounding import digits_below
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
@@ -204,7 +204,7 @@ def format_time(seconds: float) -> str:
     return f"{micro // 3_600_000_000}:{micro // 60_000_000 % 60:02}:{micro // 1_000_000 % 60:02}.{micro % 1_000_000:06}"
 
 
-def format_down(value: float, digits: int = 8) -> str:
+def format_down(value: float, digits: int = DIGITS) -> str:
     """Return a number >= 0 as a decimal of at most ``digits`` significant digits, rounded down.
 
     Raises:
@@ -212,9 +212,7 @@ def format_down(value: float, digits: int = 8) -> str:
     """
     if not 0 <= value < math.inf:
         raise InputError(f"value: expected a finite number >= 0, got {value}")
-    shortest = Decimal(repr(float(value)))  # a plan's 0.3 stays 0.3, though the nearest binary number is smaller
-    rounded = Context(prec=digits, rounding=ROUND_DOWN).create_decimal(shortest)
-    text = f"{rounded:f}"
+    text = digits_below(value, digits)
     return text if "." in text else f"{text}.0"
 
 

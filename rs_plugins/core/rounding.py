@@ -66,6 +66,12 @@ def decimals_below(value: float, places: int) -> str:
     return f"{Decimal(repr(float(value))).quantize(step, rounding=decimal.ROUND_DOWN):f}"
 
 
+def digits_below(value: float, digits: int) -> str:
+    """Return a number >= 0 as a decimal of at most so many significant digits, rounded down: 0.3 stays 0.3, too."""
+    rounded = decimal.Context(prec=digits, rounding=decimal.ROUND_DOWN).create_decimal(Decimal(repr(float(value))))
+    return f"{rounded:f}"
+
+
 def product_below(*factors: float) -> float:
     """Return a product of finite numbers, rounded down."""
     return float_below(math.prod(map(Fraction, factors), start=Fraction(1)))

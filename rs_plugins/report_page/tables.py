@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rs_plugins.core.report import At, Figures
+from rs_plugins.core.results import radius_text
 from rs_plugins.report_page.content import Content, printable
-from rs_plugins.text_tables import hours, interval, number, percent
+from rs_plugins.text_tables import hours, interval, number, percent, percent_below
 
 COLUMNS = 10  # of a table: more do not fit on a sheet of paper
 NONE = "-"
@@ -58,7 +59,9 @@ def certified_tables(content: Content) -> list[PageTable]:
     columns = [("ACR", [_acr(row) for row in rows]), ("clean %", [Cell(percent(row.clean)) for row in rows])]
     able = [row for row in rows if row.certified]
     for place, at in enumerate(able[0].certified if able else ()):
-        columns.append((f"r = {at.radius:g}", [_at(row.certified[place] if row.certified else None) for row in rows]))
+        columns.append(
+            (f"r = {radius_text(at.radius)}", [_at(row.certified[place] if row.certified else None) for row in rows])
+        )
     if content.comparable:
         columns = [(head, _marked(cells)) for head, cells in columns]
     first = f"Average certified radius (ACR), clean accuracy, and certified accuracy in % at radius r; {shown}"
@@ -102,7 +105,7 @@ def _at(at: At | None) -> Cell:
         return Cell(NONE)
     details: tuple[str, ...] = () if at.interval is None else (interval(at.interval, lambda end: f"{100 * end:.1f}"),)
     if at.lower is not None and percent(at.accuracy) != NONE:
-        details += (f"≥ {percent(at.lower)}",)
+        details += (f"≥ {percent_below(at.lower)}",)
     return Cell(percent(at.accuracy), details)
 
 

@@ -3,9 +3,15 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from rs_plugins.core.results import Results
+from rs_plugins.core.certification import certify
+from rs_plugins.core.plans.on_grid import OnGrid
+from rs_plugins.core.results import Results, as_logged, radius_text
+from rs_plugins.core.results_files import format_down, read_results, write_results
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
 
@@ -137,3 +143,33 @@ def test_the_published_lower_bound_compares_radii_as_published():
     assert table.certified_accuracy(radii, parity=True) == [0]
     assert table.certified_accuracy_lower(radii, alpha=0.001, parity=True) < 0
     assert table.certified_accuracy_lower(radii, alpha=0.001) > 0
+
+
+AWKWARD = [128 / 255, 1 / 3, 2 / 3, math.sqrt(3) / 2, 8 / 255, math.sqrt(14) / 255, 0.3, 0.1 + 0.2, 0.7999999999999999]
+
+
+@pytest.mark.parametrize("radius", AWKWARD, ids=repr)
+def test_what_is_certified_at_a_radius_is_so_in_memory_and_in_its_log(radius, tmp_path):
+    def sure(images):
+        return np.tile([1.0, 0.0], (len(images), 1))
+
+    images = torch.zeros(2, 1, 2, 2)
+    found = list(certify(sure, images, 0.5, plan=OnGrid([radius / 2, radius], n=2000), classes=2))
+    table = Results.of(found, [0, 1])
+    write_results(tmp_path / "log.tsv", table)
+    for results in (table, read_results(tmp_path / "log.tsv")):
+        assert results.certified_accuracy([radius / 2, radius, radius * (1 + 1e-6)]).tolist() == [0.5, 0.5, 0.0]
+
+
+@given(st.floats(0, 1e3, allow_subnormal=False))
+def test_a_radius_as_it_is_logged(radius):
+    logged = as_logged(radius)
+    assert radius * (1 - 2e-7) - 1e-12 <= logged <= radius + 1e-12
+    assert float(radius_text(radius)) == logged == as_logged(logged)
+    if radius >= 1e-3:
+        assert float(format_down(radius)) >= logged >= float(format_down(radius * (1 - 1e-9)))
+
+
+@pytest.mark.parametrize(("radius", "text"), [(0.25, "0.25"), (2, "2"), (128 / 255, "0.50196078"), (1e-5, "1e-05")])
+def test_a_radius_in_a_table(radius, text):
+    assert radius_text(radius) == text
