@@ -193,6 +193,8 @@ class SmoothedBlackBox(Certifying, ClassifierMixin, NeuralNetworkMixin, BaseEsti
             raise InputError(f"x: expected a batch of images of shape {tuple(known)}, got shape {got}{advice}")
         return images
 
+    _exact_images = _images  # a black box takes single precision
+
     def get_activations(self, x: Any, layer: object, batch_size: int = 128, framework: bool = False) -> Array:
         """Raise InputError: nothing inside a black box can be seen."""
         raise InputError(f"layer: a black box has no layers to look at, got {layer!r}; ask the base classifier")

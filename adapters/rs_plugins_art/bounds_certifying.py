@@ -105,7 +105,7 @@ class BoundsCertifying(PlainGradients):
             InputError: If an argument has an impossible value.
             ModelError: If the model has a module that bounds do not know.
         """
-        images = self._images(x).detach()
+        images = self._exact_images(x)
         classes = to_classes(y, n=len(images), classes=self.nb_classes).cpu()
         return certify_bounds(
             self.base_model,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.relaxations.network import Method, RelaxedNetwork
+from rs_plugins.core.relaxations.precision import full_precision
 from rs_plugins.core.relaxations.regions import Region
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import to_images
@@ -100,11 +101,12 @@ class BoundedModel(nn.Module):
 
     def bounds(self, region: Region) -> Tensor:
         """Return the least and the greatest value of each logit over ``region``, (n, 2, classes)."""
-        return torch.stack(self.network.output_bounds(region, method=self.bound), dim=1)
+        with full_precision(region.lower.device, region.lower.dtype):
+            return torch.stack(self.network.output_bounds(region, method=self.bound), dim=1)
 
     def margins(self, region: Region, y: Tensor, method: Method | None = None) -> Tensor:
         """Return lower bounds of logit_y - logit_k over ``region``, k in order without y, (n, classes - 1)."""
-        with evaluating(self.module):
+        with evaluating(self.module), full_precision(region.x.device, region.x.dtype):
             return self.network.margins(region, y, method=self.bound if method is None else method)
 
 

@@ -36,7 +36,7 @@ def of_module(name: str, check: Callable[[Any], Any], doc: str) -> Any:
 class Certifying:
     """Certificates and hard votes of an estimator whose ``model`` is a `SmoothedModel`.
 
-    It has besides a method ``_images``, which checks a batch, ``nb_classes``, ``_nb_classes``, None if not known yet,
+    It has besides a method ``_exact_images``, which checks a batch, ``nb_classes``, ``_nb_classes``, None if not known yet,
     and ``_device``.
     """
 
@@ -44,7 +44,7 @@ class Certifying:
     nb_classes: Any
     _nb_classes: Any
     _device: Any
-    _images: Callable[[object], Tensor]
+    _exact_images: Callable[[object], Tensor]
 
     sigma = of_module(
         "sigma", lambda value: check_positive(value, "sigma"), "Standard deviation of the noise, in pixels."
@@ -131,7 +131,7 @@ class Certifying:
         Checks are made at once, the work while the result is consumed.
         """
         chosen = _plan(plan, n, n0, alpha, self.alpha)
-        images = self._images(x).detach()
+        images = self._exact_images(x)
         voting = self._voting(seed, indices)
         return certify(self.base_model, images, self.sigma, plan=chosen, progress=verbose, **voting)
 
@@ -157,7 +157,7 @@ class Certifying:
             indices: Position of each image in its data set; 0, 1, … by default.
         """
         level = check_probability(self.alpha if alpha is None else alpha, "alpha")
-        images = self._images(x).detach()
+        images = self._exact_images(x)
         counts = Poll(self.base_model, images, self.sigma, **self._voting(seed, indices)).votes(n)
         return counts, majority(counts, level) == ABSTAIN
 

@@ -16,7 +16,7 @@ from rs_plugins.core.streams import stream
 from rs_plugins.core.training.loop import Scheduler, train
 from rs_plugins.core.training.objective import Objective
 from rs_plugins.errors import InputError
-from rs_plugins_art.arrays import to_images, to_targets
+from rs_plugins_art.arrays import to_images, to_targets, to_tensor
 from rs_plugins_art.files import save_classifier, stem
 from rs_plugins_art.fitting import gradients_kept, in_eval_mode, one_epoch
 from rs_plugins_art.neutral import (
@@ -192,10 +192,17 @@ class PixelEstimator(PyTorchClassifier):
             InputError: If they are no finite floating-point batch, or not of the known shape.
             ModelError: If this is the first batch and the model cannot classify it.
         """
+        return self._checked(to_images(x, self._place()[1]))
+
+    def _exact_images(self, x: object) -> Tensor:
+        """Return ``x`` as `_images` does, but not rounded to half precision: a certificate is of the image as it is."""
+        images = to_tensor(x, "x")
+        return self._checked(to_images(images, torch.promote_types(images.dtype, torch.float32))).detach()
+
+    def _checked(self, images: Tensor) -> Tensor:
         device, dtype = self._place()
-        images = to_images(x, dtype)
         if self._input_shape is None and len(images):
-            self._meet(images[:1].detach().to(device))
+            self._meet(images[:1].detach().to(device, dtype))
         elif self._input_shape is None:
             self.input_shape = images.shape[1:]
         elif tuple(images.shape[1:]) != self._input_shape:

@@ -682,3 +682,21 @@ def test_mistakes(case, x, y):
 def test_options_of_certificates_are_none_of_intervals(y):
     with pytest.raises(TypeError, match="unexpected keyword argument 'norm' with interval predictions"):
         bounded().certify(preds=INTERVALS, labels=y, norm="l2")
+
+
+@pytest.mark.parametrize("way", ["intervals", "margins"])
+def test_bounds_are_computed_with_all_digits_of_their_type(way, x, y):
+    """Whatever the caller has switched on: autocast to half precision, and TensorFloat-32."""
+    seen = []
+    model = cnn()
+    ours = bounded(model)
+
+    def bounds():
+        return ours.predict_intervals(x, bounds=EPS) if way == "intervals" else ours.margins(x, y, EPS)
+
+    expected = bounds()
+    convolve = functional.conv2d
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(functional, "conv2d", lambda *how: seen.append(torch.backends.cudnn.allow_tf32) or convolve(*how))
+        assert np.array_equal(bounds(), expected)
+    assert set(seen) == {False}

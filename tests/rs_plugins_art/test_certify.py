@@ -13,6 +13,7 @@ from rs_plugins.core.plans.anytime import Anytime
 from rs_plugins.core.plans.at_radius import AtRadius
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
+from rs_plugins.core.votes import Poll
 from rs_plugins.errors import InputError
 from rs_plugins_art.classifier import SmoothedClassifier
 
@@ -222,3 +223,16 @@ def test_votes_are_counts_and_where_predict_abstains():
         classifier.votes(x, 0)
     with pytest.raises(InputError, match=r"alpha: expected a number in \(0, 1\), got 0"):
         classifier.votes(x, 10, alpha=0)
+
+
+@pytest.mark.parametrize("pixels", [torch.float32, torch.float64], ids=str)
+def test_a_model_in_half_precision_is_certified_at_the_image_as_it_is(pixels):
+    """As core does, count for count: the image itself is not rounded to the model's type."""
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=pixels)
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 3)).eval().bfloat16()
+    half = SmoothedClassifier(model, 0.25, seed=3)
+    expected = list(certify(model, images, 0.25, plan=FixedBudget(n=1000), seed=3))
+    assert keys(half.certificates(images.numpy(), 1000)) == keys(expected)
+    assert keys(half.certificates(images.bfloat16().float().numpy(), 1000)) != keys(expected)
+    assert np.array_equal(half.votes(images.numpy(), 500)[0], Poll(model, images, 0.25, seed=3).votes(500))
