@@ -206,7 +206,7 @@ class SmoothedEvasion(EvasionAttack):
         """Return ``x`` as images (n, *input) of type ``dtype``, after the checks."""
         images = check_images(to_images(x, dtype), "x").detach()
         if isinstance(self.estimator, Certifying):
-            self.estimator._images(x)
+            self.estimator._exact_images(x)
         elif tuple(images.shape[1:]) != tuple(self.estimator.input_shape):
             expected, got = tuple(self.estimator.input_shape), tuple(images.shape)
             raise InputError(f"x: expected a batch of images of shape {expected}, got shape {got}")

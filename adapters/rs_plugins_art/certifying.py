@@ -36,8 +36,8 @@ def of_module(name: str, check: Callable[[Any], Any], doc: str) -> Any:
 class Certifying:
     """Certificates and hard votes of an estimator whose ``model`` is a `SmoothedModel`.
 
-    It has besides a method ``_exact_images``, which checks a batch, ``nb_classes``, ``_nb_classes``, None if not known yet,
-    and ``_device``.
+    It has besides a method ``_exact_images``, which checks a batch, ``nb_classes``, ``_nb_classes``, None if not known
+    yet, and ``_device``.
     """
 
     model: Any
