@@ -192,6 +192,7 @@ def test_what_is_new_is_in_the_models_mode(networks, vectors, mechanism):
         assert {part.training for part in model.modules()} == {training}
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")  # torch before 2.7
 def test_layers_without_weights_stay_so():
     guest = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
     with pytest.raises(InputError, match="lazy layer that has none yet"):
