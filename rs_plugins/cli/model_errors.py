@@ -5,14 +5,15 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-import rs_plugins
 from rs_plugins.errors import RSPluginsError
 
-_OURS = str(Path(rs_plugins.__file__).parent)
+_PACKAGES = ("rs_plugins", "rs_plugins_art", "rs_plugins_torchattacks")
+_OURS = tuple(str(Path(spec.origin).parent) for name in _PACKAGES if (spec := find_spec(name)) and spec.origin)
 _INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 
 
@@ -37,13 +38,13 @@ def plain_model_errors() -> Iterator[None]:
 def _of_a_model(error: BaseException) -> bool:
     """Whether code that we call raised ``error``, by way of a model, and not our own."""
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    ours = max((place for place, file in enumerate(files) if file.is_relative_to(_OURS)), default=-1)
+    ours = max((place for place, file in enumerate(files) if any(map(file.is_relative_to, _OURS))), default=-1)
     return any(file.parts[-4:] == ("torch", "nn", "modules", "module.py") for file in files[ours + 1 :])
 
 
 def _place(error: BaseException) -> str | None:
     """Return the innermost frame of ``error`` in a file of the user's, which is one that was not installed."""
-    libraries = {_OURS, *site.getsitepackages(), site.getusersitepackages(), *map(sysconfig.get_path, _INSTALLED)}
+    libraries = {*_OURS, *site.getsitepackages(), site.getusersitepackages(), *map(sysconfig.get_path, _INSTALLED)}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_file() and not any(path.is_relative_to(library) for library in libraries):

@@ -139,6 +139,7 @@ def report(
     from rs_plugins.cli.report_bounds import report_bounds, their_kind
     from rs_plugins.core.report import (
         default_radii,
+        differing,
         envelope,
         figures,
         incomparable,
@@ -161,7 +162,8 @@ def report(
     several = sum(bool(row.certified) for row in rows) > 1
     reason = incomparable(tables, noises) if several else None
     best = envelope(rows) if several and reason is None else []
-    click.echo(_render(style, rows, best, confidence, _notes(rows, best, reason)))
+    notes = _notes(rows, best, reason) + [f"{note[0].lower()}{note[1:].rstrip('.')}" for note in differing(tables)]
+    click.echo(_render(style, rows, best, confidence, notes))
     if plot is not None:
         called = _with_norms(noises)
         shown = {called[name]: table for name, table in tables.items()}

@@ -310,3 +310,19 @@ def incomparable(
         if not (np.array_equal(one.idx, other.idx) and np.array_equal(one.label, other.label)):
             return f"{names[0]} and {name} are not of the same images"
     return None
+
+
+def differing(logs: Mapping[str, Results | Curve]) -> list[str]:
+    """Return which settings, other than the noise family and the plan, the certificates of ``logs`` differ in."""
+    able = {name: log for name, log in logs.items() if isinstance(log, Results) and len(log) and log.radius is not None}
+    named = {
+        "noise levels": {name: log.sigma for name, log in able.items()},
+        "failure probabilities alpha": {name: log.alpha for name, log in able.items()},
+    }
+    found = []
+    for what, values in named.items():
+        known = {name: value for name, value in values.items() if value is not None}
+        if len(set(known.values())) > 1:
+            told = ", ".join(f"{value:g} ({name})" for name, value in known.items())
+            found.append(f"The logs have different {what}: {told}. What differs between them may be due to that alone.")
+    return found

@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from rs_plugins.core.logged_noise import LoggedNoise
 from rs_plugins.core.logged_plan import LoggedPlan
-from rs_plugins.core.report import Curve, Figures
+from rs_plugins.core.report import Curve, Figures, differing
 from rs_plugins.core.results import Results
 from rs_plugins.report_page.gallery import Gallery
 
@@ -57,16 +57,7 @@ class Content:
         found = []
         if self.several and self.incomparable is not None:
             found.append(f"These logs cannot be compared, so no best is marked: {self.incomparable}.")
-        found += self._differing("noise levels", {name: log.sigma for name, log in self._able.items()})
-        found += self._differing("failure probabilities alpha", {name: log.alpha for name, log in self._able.items()})
-        return found
-
-    def _differing(self, what: str, values: Mapping[str, float | None]) -> list[str]:
-        known = {name: value for name, value in values.items() if value is not None}
-        if len(set(known.values())) < 2:
-            return []
-        told = ", ".join(f"{value:g} ({name})" for name, value in known.items())
-        return [f"The logs have different {what}: {told}. What differs between them may be due to that alone."]
+        return found + differing(self.logs)
 
     @property
     def _able(self) -> dict[str, Results]:

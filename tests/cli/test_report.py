@@ -390,3 +390,14 @@ def test_logs_of_other_norms_are_labelled_and_not_compared(logs, tmp_path):
 def legend(picture):
     """Matplotlib says in comments what it writes in curves."""
     return [text for text in re.findall(r"<!-- (.*?) -->", picture.read_text()) if text.startswith(("many", "far"))]
+
+
+def test_a_best_between_failure_probabilities_is_marked_with_a_word_on_them(tmp_path):
+    header = "idx\tlabel\tpredict\tradius\tcorrect\ttime\tpa_lower\tcount\tn0\tn\tsigma\talpha\tseed\n"
+    logs = [tmp_path / "a.tsv", tmp_path / "b.tsv"]
+    for log, alpha in zip(logs, (0.001, 0.01), strict=True):
+        log.write_text(f"{header}0\t1\t1\t0.5\t1\t0:00:01\t0.9\t99\t10\t100\t0.5\t{alpha}\t0\n")
+    note = "the logs have different failure probabilities alpha: 0.001 (a), 0.01 (b)"
+    assert note in report(*logs, style="text")
+    assert note in report(*logs, style="markdown")
+    assert note in "".join(report(*logs)["notes"])

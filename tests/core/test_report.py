@@ -10,7 +10,7 @@ from rs_plugins.core.plans.anytime import Anytime
 from rs_plugins.core.plans.at_radius import AtRadius
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
-from rs_plugins.core.report import Curve, default_radii, envelope, figures, incomparable, read_log
+from rs_plugins.core.report import Curve, default_radii, differing, envelope, figures, incomparable, read_log
 from rs_plugins.core.results import Results
 from rs_plugins.core.results_files import write_results
 from rs_plugins.errors import ResultsError
@@ -179,3 +179,13 @@ def test_a_log_that_is_not_finished_is_reported_with_a_warning(tmp_path, record,
         read_log(log)
     texts = [str(warning.message) for warning in seen]
     assert texts == ([f"{log}: not finished: 2 of 3 images; the figures are of these alone"] if said else [])
+
+
+def test_settings_in_which_logs_differ_are_told():
+    first, second = table([0.5]), table([0.5])
+    assert differing({"a": first, "b": second}) == []
+    for log, sigma, alpha in ((first, 0.25, 0.001), (second, 0.25, 0.01)):
+        object.__setattr__(log, "sigma", sigma)
+        object.__setattr__(log, "alpha", alpha)
+    (told,) = differing({"a": first, "b": second})
+    assert told.startswith("The logs have different failure probabilities alpha: 0.001 (a), 0.01 (b).")
