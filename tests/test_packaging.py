@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,19 +15,38 @@ PACKAGES = {"rs_plugins": ROOT, "rs_plugins_art": ROOT / "adapters", "rs_plugins
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Build from a copy, so that nothing is left in the working tree; it has what could get in by mistake."""
+def tree(tmp_path_factory):
+    """A copy to build from, so that nothing is left in the working tree; it has what could get in by mistake."""
     tree = tmp_path_factory.mktemp("tree")
-    for name in ("rs_plugins", "adapters", "tests", "benchmarks", "docs"):
+    left = shutil.ignore_patterns("__pycache__", "*.egg-info", "cache")
+    for name in ("rs_plugins", "adapters", "tests", "benchmarks", "docs", ".ci", ".github"):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tree / "dist")]
+            shutil.copytree(ROOT / name, tree / name, ignore=left)
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, tree)
+    for stray in (
+        "tests/__pycache__/stray.cpython-310.pyc",
+        "benchmarks/cache/weights.bin",
+        "dist/old.whl",
+        "run/model.json",
+    ):
+        (tree / stray).parent.mkdir(exist_ok=True)
+        (tree / stray).write_text("")
+    return tree
+
+
+def build(tree, kind, ending):
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(tree / kind)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = (tree / "dist").glob("*.whl")
+    (built,) = (tree / kind).glob(f"*{ending}")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tree):
+    return build(tree, "wheel", ".whl")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +71,23 @@ def test_every_source_file_and_nothing_else(names):
     assert packed == sources
     assert "rs_plugins/_site/sitecustomize.py" in packed
     assert {f"{package}/py.typed" for package in PACKAGES} <= packed
+
+
+def test_the_sdist_is_the_repository(tree):
+    """With all that its tests read, and nothing that a run leaves behind."""
+    with tarfile.open(build(tree, "sdist", ".tar.gz")) as archive:
+        packed = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    made = {name for name in packed if ".egg-info/" in name or name in ("PKG-INFO", "setup.cfg")}
+    folders = ("rs_plugins", "adapters", "tests", "benchmarks", "docs", ".ci", ".github")
+    kept = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
+    wanted = {path.relative_to(ROOT) for path in kept if not {"__pycache__", "cache"} & set(path.parts)}
+    files = {path.as_posix() for path in wanted if ".egg-info" not in path.as_posix()}
+    assert packed - made - files <= {
+        *("ARCHITECTURE.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in"),
+        *("Makefile", "README.md", "mkdocs.yml", "pyproject.toml"),
+    }
+    assert files <= packed
+    assert {"CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md", "mkdocs.yml"} <= packed
 
 
 def test_metadata(wheel, names):
