@@ -24,7 +24,7 @@ from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.job import certify_data_set
 from rs_plugins.core.plans.on_grid import OnGrid
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.table import Results
 from rs_plugins.core.training.trained import plain_tensors
 
 RADII = (0.0, 0.25, 0.5, 0.75)

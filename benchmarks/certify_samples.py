@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 
 from rs_plugins import Anytime, AtRadius, FixedBudget, GaussianNoise, OnGrid, certify
 from rs_plugins.core.plans.protocol import Case, Plan, Verdict
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
+from rs_plugins.core.results.table import Results
 from rs_plugins.core.sequential_test import fewest_to_certify
 
 ALPHA, N0, N = 0.001, 100, 100_000

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
+from rs_plugins.core.results.table import Results
 
 _BESIDE = Path(__file__).parents[2] / "shared" / "reference" / "certify-logs"
 LOGS = Path(os.environ.get("RS_PLUGINS_REFERENCE", _BESIDE))

@@ -20,9 +20,10 @@ from published_mnist import PUBLISHED
 from rs_plugins.core.architectures.named import make_network
 from rs_plugins.core.data_sets.data_set import spaced_images
 from rs_plugins.core.data_sets.opening import open_data_set
-from rs_plugins.core.job import Selection, certify_data_set
+from rs_plugins.core.job import certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.table import Results
+from rs_plugins.core.selection import Selection
 from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.presets import PRESETS
 from rs_plugins.core.training.trained import load_trained

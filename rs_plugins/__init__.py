@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rs_plugins.activation import activated as activated
     from rs_plugins.activation import deactivate as deactivate
     from rs_plugins.core.activation_replacement.converting import smooth_activations as smooth_activations
-    from rs_plugins.core.attack_evaluation import evaluate_attack as evaluate_attack
+    from rs_plugins.core.attacks.evaluation import evaluate_attack as evaluate_attack
     from rs_plugins.core.black_box import BlackBox as BlackBox
     from rs_plugins.core.certification import Certificate as Certificate
     from rs_plugins.core.certification import certify as certify
@@ -92,7 +92,7 @@ _HOME = {
     "certify": "rs_plugins.core.certification",
     "certify_bounds": "rs_plugins.core.relaxations.certifying",
     "deactivate": "rs_plugins.activation",
-    "evaluate_attack": "rs_plugins.core.attack_evaluation",
+    "evaluate_attack": "rs_plugins.core.attacks.evaluation",
     "load_trained": "rs_plugins.core.training.trained",
     "smooth_activations": "rs_plugins.core.activation_replacement.converting",
 }

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rs_plugins.core.logged_plan import LoggedPlan
-from rs_plugins.core.report import Curve
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.comparison import Curve
+from rs_plugins.core.results.logged_plan import LoggedPlan
+from rs_plugins.core.results.table import Results
 from rs_plugins.errors import MissingDependencyError, ResultsError
 
 if TYPE_CHECKING:

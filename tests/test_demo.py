@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 from rs_plugins.demo import run_demo
 from rs_plugins.demo.settings import Settings
 from rs_plugins.errors import InputError, MissingDependencyError

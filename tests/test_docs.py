@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from rs_plugins import registry
 from rs_plugins.cli import main as command_line
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 
 if sys.version_info >= (3, 11):
     import tomllib

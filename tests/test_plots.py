@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from rs_plugins.core.logged_plan import understood
-from rs_plugins.core.report import Curve
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.comparison import Curve
+from rs_plugins.core.results.logged_plan import understood
+from rs_plugins.core.results.table import Results
 from rs_plugins.core.training.folder import Epoch
 from rs_plugins.errors import ResultsError
 from rs_plugins.plots import (

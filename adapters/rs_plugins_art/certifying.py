@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from rs_plugins.core.certification import Certificates, certify, majority
 from rs_plugins.core.checks import check_count, check_positive, check_probability, check_seed
+from rs_plugins.core.chunks import default_chunk
 from rs_plugins.core.confidence import majority_p_value
-from rs_plugins.core.decisions import Decider, probes
+from rs_plugins.core.decisions import Decider, probes, warn_invalid
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import Family, make_noise
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN, Plan
+from rs_plugins.core.procedures import Counts
 from rs_plugins.core.streams import fresh_seed, stream
-from rs_plugins.core.votes import Counts, Poll, default_chunk, warn_invalid
+from rs_plugins.core.votes import Poll
 from rs_plugins.errors import InputError
 from rs_plugins_art.arrays import Array
 

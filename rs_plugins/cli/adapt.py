@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from rs_plugins.core.certifying_adapters.design import AdapterDesign
     from rs_plugins.core.plans.fixed_budget import FixedBudget
-    from rs_plugins.core.results import Results
+    from rs_plugins.core.results.table import Results
     from rs_plugins.core.training.folder import Epoch
     from rs_plugins.core.training.recipe import Recipe
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rs_plugins.core.certifying_adapters.job import Adaptation
-    from rs_plugins.core.results import Results
+    from rs_plugins.core.results.table import Results
 
 CERTIFIED, BARE = "certified.tsv", "bare.tsv"
 _MOST_RADII = 6  # in the table
@@ -72,7 +72,7 @@ def accuracy(model: "nn.Module", images: Images) -> float:
 
 def table(model: "nn.Module", rows: Sequence[Row], images: Images, right: float) -> Table:
     """Return the classifier without and with each certifying adapter, a line each; ``right`` as in `title`."""
-    from rs_plugins.core.report import default_radii
+    from rs_plugins.core.results.comparison import default_radii
 
     logs = {f"{row.folder / name}": log for row in rows for name, log in row.logs.items()}
     radii = default_radii(logs) if logs else []

@@ -25,7 +25,7 @@ from rs_plugins.cli.plain_warnings import plain_warnings
 from rs_plugins.errors import ResultsError, RSPluginsWarning
 
 if TYPE_CHECKING:
-    from rs_plugins.core.attack_job import AttackedImages
+    from rs_plugins.core.attacks.job import AttackedImages
     from rs_plugins.core.data_sets.data_set import DataSet
 
 _PICTURE = "attack.png"
@@ -88,7 +88,7 @@ def attack(out: Path, quiet: bool, **options: Any) -> None:
 
     Attacks are those of rs-plugins list, by full name or its last part, and torchattacks.NAME for every attack of that
     package. The smoothed classifier that they are given has fixed noise draws and returns log-probabilities. The judge
-    in Python is rs_plugins.evaluate_attack, the job rs_plugins.core.attack_job.attack_data_set.
+    in Python is rs_plugins.evaluate_attack, the job rs_plugins.core.attacks.job.attack_data_set.
     """
     try:
         with plain_warnings(), plain_model_errors():
@@ -100,7 +100,7 @@ def attack(out: Path, quiet: bool, **options: Any) -> None:
 
 def _run(out: Path, progress: bool, **options: Any) -> None:
     from rs_plugins.cli.attacks import parse_attack
-    from rs_plugins.core.attack_job import attack_data_set
+    from rs_plugins.core.attacks.job import attack_data_set
     from rs_plugins.core.checks import check_count
     from rs_plugins.core.models import check_device
     from rs_plugins.core.selection import Selection
@@ -175,7 +175,7 @@ def _draw(path: Path, found: "AttackedImages", data: "DataSet", most: int) -> No
 def _written(out: Path) -> str:
     if not out.is_dir():
         return "no image is done yet"
-    from rs_plugins.core.attack_folder import count_done
+    from rs_plugins.core.attacks.folder import count_done
 
     done = count_done(out)
     return f"{done} {'image is' if done == 1 else 'images are'} in {out}" if done else "no image is done yet"

@@ -25,7 +25,7 @@ from rs_plugins.cli.plain_warnings import plain_warnings
 
 if TYPE_CHECKING:
     from rs_plugins.core.plans.protocol import Plan
-    from rs_plugins.core.results import Results
+    from rs_plugins.core.results.table import Results
 
 
 def _parse_shard(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, int]:
@@ -124,8 +124,9 @@ def _run(out: Path, progress: bool, options: Mapping[str, Any]) -> "Results | No
     import torch
 
     from rs_plugins.core.engines.torchrun import certify_in_shards, processes
-    from rs_plugins.core.job import Selection, certify_data_set
-    from rs_plugins.core.results_files import RESULTS
+    from rs_plugins.core.job import certify_data_set
+    from rs_plugins.core.results.files import RESULTS
+    from rs_plugins.core.selection import Selection
 
     group = processes()
     chosen, device, engine = _plan(options["plan"]), device_of(options, group), engine_of(options)
@@ -171,7 +172,7 @@ def _written(out: Path) -> str:
     if not out.is_file():
         return "no image is done yet"
     from rs_plugins.core.relaxations.bound_files import is_bound_log, read_bounds
-    from rs_plugins.core.results_files import read_results
+    from rs_plugins.core.results.files import read_results
 
     held = len(read_bounds(out) if is_bound_log(out) else read_results(out))
     return f"{held} {'image is' if held == 1 else 'images are'} in {out}"
@@ -179,9 +180,9 @@ def _written(out: Path) -> str:
 
 def _summary(out: Path, results: "Results") -> str:
     """Return the figures in a line, of a plan with radii of its own at these."""
-    from rs_plugins.core.logged_noise import read_noise
-    from rs_plugins.core.logged_plan import read_plan
-    from rs_plugins.core.results import radius_text
+    from rs_plugins.core.results.logged_noise import read_noise
+    from rs_plugins.core.results.logged_plan import read_plan
+    from rs_plugins.core.results.table import radius_text
 
     noise = read_noise(out)
     norm = "" if noise is None or noise.norm == "l2" else f" in {noise.norm}"

@@ -8,7 +8,7 @@ import click
 from rs_plugins.cli.plain_warnings import plain_warnings
 
 if TYPE_CHECKING:
-    from rs_plugins.core.log_kinds import LogKind, Table
+    from rs_plugins.core.results.kinds import LogKind, Table
 
 
 @click.command(epilog="Example: rs-plugins merge part-0.tsv part-1.tsv part-2.tsv --out whole.tsv")
@@ -21,9 +21,9 @@ def merge(logs: tuple[Path, ...], out: Path, partial: bool) -> None:
     Refuses logs of different runs, images that are in two of them, logs that are not finished or being written, and to
     leave a shard out.
     """
-    from rs_plugins.core.merging import merge_logs
     from rs_plugins.core.relaxations.bound_files import BOUND_LOG, is_bound_log
-    from rs_plugins.core.results_files import RESULTS
+    from rs_plugins.core.results.files import RESULTS
+    from rs_plugins.core.results.merging import merge_logs
 
     with plain_warnings():
         kind: LogKind[Table] = BOUND_LOG if is_bound_log(logs[0]) else RESULTS

@@ -27,10 +27,10 @@ from rs_plugins.cli.tables import (
 )
 
 if TYPE_CHECKING:
-    from rs_plugins.core.logged_noise import LoggedNoise
-    from rs_plugins.core.logged_plan import LoggedPlan
-    from rs_plugins.core.report import Best, Curve, Figures
-    from rs_plugins.core.results import Results
+    from rs_plugins.core.results.comparison import Best, Curve, Figures
+    from rs_plugins.core.results.logged_noise import LoggedNoise
+    from rs_plugins.core.results.logged_plan import LoggedPlan
+    from rs_plugins.core.results.table import Results
 
 _PICTURES = (".png", ".pdf", ".svg")
 _LONGEST = 24  # of a plan in the table
@@ -137,7 +137,7 @@ def report(
     --out adds confidence bands, histograms of radii and, with --data, images. Files of its names are replaced.
     """
     from rs_plugins.cli.report_bounds import report_bounds, their_kind
-    from rs_plugins.core.report import (
+    from rs_plugins.core.results.comparison import (
         default_radii,
         differing,
         envelope,
@@ -196,7 +196,7 @@ def _draw(path: Path, tables: "Mapping[str, Results | Curve]", plans: "Mapping[s
 
 def _notes(rows: Sequence["Figures"], best: Sequence["Best"], reason: str | None) -> list[str]:
     """Return what has to be known to read the tables, a line each."""
-    from rs_plugins.core.results import as_logged
+    from rs_plugins.core.results.table import as_logged
 
     notes = ["* the best at this radius; of equals the one with the highest clean accuracy"] if best else []
     if reason is not None:
@@ -265,7 +265,7 @@ def _overview(rows: Sequence["Figures"], labels: Sequence[str], confidence: floa
 
 
 def _at_radii(rows: Sequence["Figures"], best: Sequence["Best"], confidence: float) -> Table:
-    from rs_plugins.core.results import radius_text
+    from rs_plugins.core.results.table import radius_text
 
     able = [row for row in rows if row.certified]
     table = [["certified accuracy % at radius", *(radius_text(at.radius) for at in able[0].certified)]]

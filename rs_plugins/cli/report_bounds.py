@@ -12,7 +12,7 @@ from rs_plugins.cli.tables import Table, as_csv, as_markdown, as_text, for_progr
 from rs_plugins.errors import InputError
 
 if TYPE_CHECKING:
-    from rs_plugins.core.attack_figures import Proportion
+    from rs_plugins.core.proportions import Proportion
     from rs_plugins.core.relaxations.bound_results import BoundResults
 
 _OF_RADII = ("radii", "alpha", "parity", "plot", "out")  # options of report that mean nothing for bounds at one radius
@@ -43,9 +43,9 @@ def their_kind(context: click.Context, logs: Sequence[Path]) -> Literal["bounds"
 def report_bounds(logs: Sequence[Path], style: str, confidence: float) -> str:
     """Return what ``logs`` say, in the ``style`` text, markdown, csv or json."""
     from rs_plugins.core.checks import check_probability
-    from rs_plugins.core.merging import warn_unfinished
     from rs_plugins.core.relaxations.bound_files import read_bounds
-    from rs_plugins.core.report import log_names
+    from rs_plugins.core.results.comparison import log_names
+    from rs_plugins.core.results.merging import warn_unfinished
 
     check_probability(confidence, "confidence")
     with plain_warnings():

@@ -13,9 +13,9 @@ from rs_plugins.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from rs_plugins.core.data_sets.data_set import DataSet
-    from rs_plugins.core.logged_noise import LoggedNoise
     from rs_plugins.core.noise import Noise
-    from rs_plugins.core.results import Results
+    from rs_plugins.core.results.logged_noise import LoggedNoise
+    from rs_plugins.core.results.table import Results
     from rs_plugins.report_page.content import Content
     from rs_plugins.report_page.gallery import Gallery
 
@@ -52,7 +52,7 @@ def write_files(
 
 
 def _gallery(content: "Content", paths: Mapping[str, Path], options: Mapping[str, Any]) -> "Gallery":
-    from rs_plugins.core.results_writer import record_beside
+    from rs_plugins.core.results.writer import record_beside
     from rs_plugins.report_page.content import certified
     from rs_plugins.report_page.gallery import make_gallery, read_attacked
 

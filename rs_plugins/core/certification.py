@@ -14,14 +14,16 @@ import rs_plugins
 from rs_plugins.core.black_box import Predict, as_base_classifier
 from rs_plugins.core.checks import check_images, check_indices, check_probability
 from rs_plugins.core.confidence import majority_p_value
+from rs_plugins.core.decisions import warn_invalid
 from rs_plugins.core.identity import identity, numerics
 from rs_plugins.core.models import Unchanged, UnseenModule, without_addresses
 from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.perturbing import check_on_grid
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Plan, Verdict
+from rs_plugins.core.procedures import Counts, Procedure, Turn
 from rs_plugins.core.streams import stream
-from rs_plugins.core.votes import Counts, Poll, Procedure, Turn, warn_invalid
+from rs_plugins.core.votes import Poll
 from rs_plugins.errors import InputError
 
 

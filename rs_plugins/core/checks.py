@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsWarning
 
 MOST = 2**63 - 1  # what counters hold
 MOST_INDICES = 2**32  # as many images have a noise stream of their own
+LIKELY_SIGMA = 4.0  # a larger one is probably meant for pixels in [0, 255]
 PIXEL_TOLERANCE = 1e-6  # a round trip through normalisation moves pixels this far out of [0, 1]
 
 
@@ -225,3 +227,17 @@ def _is_plain(value: Any) -> bool:
     except (TypeError, ValueError, RecursionError):
         return False
     return True
+
+
+def check_sigma(sigma: float) -> None:
+    """Warn if ``sigma`` is probably meant for pixels in [0, 255].
+
+    Raises:
+        InputError: If it is no finite number above 0.
+    """
+    if check_positive(sigma, "sigma") > LIKELY_SIGMA:
+        warnings.warn(
+            f"sigma: {sigma:g} is for pixels in [0, 1]; for noise of {sigma:g} in [0, 255] give {sigma / 255:g}",
+            RSPluginsWarning,
+            stacklevel=3,
+        )

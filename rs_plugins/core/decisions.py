@@ -5,6 +5,7 @@ that this could turn is taken again where the batch has no say: on the image alo
 precision, a GPU), in a *panel*, a batch of a fixed size in which neither the place nor the neighbours move a bit.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from rs_plugins.core.models import check_logits, check_unchanged, evaluating, whole_batches
 from rs_plugins.core.noise import Noise
 from rs_plugins.core.perturbing import perturb_
-from rs_plugins.errors import ModelError
+from rs_plugins.errors import ModelError, ModelWarning
 
 PROBES = 16  # noisy copies on which rounding is measured
 MARGIN = 16  # decisions closer than this many times the rounding that was measured are taken again
@@ -196,3 +197,13 @@ class Decider:
         scale = torch.where(scale.isinf(), best.abs(), scale)  # -inf is how some models say "never"
         close = ~(lead > torch.clamp(relative * scale, min=margin)) & ~invalid
         return winners.masked_fill(invalid, self._classes), close
+
+
+def warn_invalid(index: int, invalid: int) -> None:
+    """Warn that some noisy copies of an image gave NaN logits."""
+    if invalid:
+        warnings.warn(
+            f"image {index}: {invalid} noisy copies gave NaN logits; they count as votes for no class",
+            ModelWarning,
+            stacklevel=3,
+        )

@@ -1,8 +1,5 @@
 """Certification as a job: a data set certified into a log, which can be killed at any moment and gone on with."""
 
-import os
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,22 +9,17 @@ from tqdm.auto import tqdm
 
 from rs_plugins.core.black_box import Predict
 from rs_plugins.core.certification import Certificate
-from rs_plugins.core.checks import check_positive, check_seed
+from rs_plugins.core.checks import check_seed, check_sigma
 from rs_plugins.core.data_sets.data_set import DataSet
-from rs_plugins.core.data_sets.opening import open_data_set, open_training_set
+from rs_plugins.core.data_sets.opening import as_data_set, check_classes
 from rs_plugins.core.engines.engine import MEMORY, Engine, SingleProcess, Task
 from rs_plugins.core.models import device_and_dtype, probe
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import Plan
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import read_results
-from rs_plugins.core.results_writer import LogWriter, ResultsWriter
+from rs_plugins.core.results.files import read_results
+from rs_plugins.core.results.table import Results
+from rs_plugins.core.results.writer import ResultsWriter, check_log, positions_left
 from rs_plugins.core.selection import Selection
-from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError, RSPluginsWarning
-
-__all__ = ["Selection", "certify_data_set"]
-
-LIKELY_SIGMA = 4.0  # a larger one is probably meant for pixels in [0, 255]
 
 
 def certify_data_set(
@@ -49,7 +41,7 @@ def certify_data_set(
 
     Several images are under way at a time; of those that are not finished nothing is kept. Killed at any moment and
     called again with ``resume``, it goes on, and the log becomes what it would have been, but for the times.
-    `rs_plugins.core.merging.merge_results` makes the same log of the logs of all shards.
+    `rs_plugins.core.results.merging.merge_results` makes the same log of the logs of all shards.
 
     Args:
         model: The base classifier, as in `certify`.
@@ -95,92 +87,6 @@ def certify_data_set(
                     writer.write(certificate, label)
                     bar.add(certificate, label)
     return read_results(log)
-
-
-def check_log(log: str | Path, *, resume: bool) -> Path:
-    """Return where a log is to be written.
-
-    Raises:
-        InputError: If there is no such folder.
-        ResultsError: If the log exists and is not to be gone on with.
-    """
-    log = Path(log)
-    if not resume and os.path.exists(log) and log.stat().st_size:  # unlike Path.exists it raises nothing
-        raise ResultsError(f"{log}: it exists; to go on with it use resume (--resume), else choose another file")
-    if not os.path.isdir(log.parent):
-        raise InputError(f"log: there is no folder {log.parent}")
-    return log
-
-
-def as_data_set(data: object) -> DataSet:
-    """Return ``data`` if it is a data set, or the one that it names, as in ``"mnist:DIR"``.
-
-    Raises:
-        InputError: If it is neither.
-    """
-    opened = open_data_set(data) if isinstance(data, str) else data
-    if not isinstance(opened, DataSet):
-        raise InputError(
-            f'data: expected a data set, as open_data_set("mnist:DIR") makes it, got {type(data).__name__}'
-        )
-    return opened
-
-
-def as_training_set(data: object) -> DataSet:
-    """Do the same for training: of a data set with parts that is named, the part "train".
-
-    Raises:
-        InputError: If it is neither.
-    """
-    return open_training_set(data) if isinstance(data, str) else as_data_set(data)
-
-
-def check_sigma(sigma: float) -> None:
-    """Warn if ``sigma`` is probably meant for pixels in [0, 255].
-
-    Raises:
-        InputError: If it is no finite number above 0.
-    """
-    if check_positive(sigma, "sigma") > LIKELY_SIGMA:
-        warnings.warn(
-            f"sigma: {sigma:g} is for pixels in [0, 1]; for noise of {sigma:g} in [0, 255] give {sigma / 255:g}",
-            RSPluginsWarning,
-            stacklevel=3,
-        )
-
-
-def check_classes(classes: int, data: DataSet) -> None:
-    """Compare the number of the model's classes with the labels, and warn if they may mean others.
-
-    Raises:
-        ModelError: If there are fewer classes than labels.
-    """
-    labels = int(data.labels.max()) + 1
-    if classes < labels:
-        raise ModelError(f"model: expected at least {labels} classes, as {data.name} has, got {classes}")
-    if data.classes is not None and classes != data.classes:
-        warnings.warn(
-            f"model: it has {classes} classes, {data.name} has {data.classes}; do they mean the same?",
-            ModelWarning,
-            stacklevel=3,
-        )
-
-
-def positions_left(writer: LogWriter, positions: Sequence[int]) -> list[int]:
-    """Return the positions that the log does not hold yet.
-
-    Raises:
-        ResultsError: If it holds other images than the first of ``positions``.
-    """
-    done = sorted(writer.done)
-    for held, wanted in zip(done, [*positions, *[None] * len(done)], strict=False):
-        if held != wanted:
-            got = "an end" if wanted is None else f"image {wanted}"
-            raise ResultsError(
-                f"{writer.path}: begun with other images (image {held} where this selection has {got}); "
-                "give the same start, stop, skip and shard, or choose another file"
-            )
-    return list(positions[len(done) :])
 
 
 class _Progress:

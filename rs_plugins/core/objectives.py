@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from rs_plugins.core.chunks import default_chunk
 from rs_plugins.core.geometry import at_least_single, expand_like
 from rs_plugins.core.models import check_logits
-from rs_plugins.core.votes import default_chunk
 from rs_plugins.errors import InputError, ModelError
 
 Logits = Callable[[Tensor], Tensor]

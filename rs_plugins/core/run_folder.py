@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, TypeVar
 
-from rs_plugins.core.results_writer import lock
+from rs_plugins.core.files import lock
 from rs_plugins.errors import InputError, ResultsError
 
 SETTINGS, LOCK = "settings.json", ".lock"

@@ -16,8 +16,9 @@ from rs_plugins.core.checks import check_count, check_seed
 from rs_plugins.core.models import NoisyModule, check_logits, check_noiseless
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
 from rs_plugins.core.objectives import LOG_MEAN_SOFTMAX, Logits, log_probabilities, noisy_logits, passes
+from rs_plugins.core.procedures import Counts
 from rs_plugins.core.streams import fresh_seed, stream
-from rs_plugins.core.votes import Counts, Poll
+from rs_plugins.core.votes import Poll
 from rs_plugins.errors import InputError
 
 NoiseMode = Literal["fixed", "fresh"]

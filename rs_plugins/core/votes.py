@@ -26,18 +26,16 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_count, check_images, check_indices, check_seed
 from rs_plugins.core.chunks import calibrated_chunk, default_chunk
-from rs_plugins.core.decisions import MARGIN, PROBES, Decider, probes
+from rs_plugins.core.decisions import MARGIN, PROBES, Decider, probes, warn_invalid
 from rs_plugins.core.execution import Runner, check_channels_last
 from rs_plugins.core.memory import Room, is_of_memory, keep_freed_memory
 from rs_plugins.core.models import check_noiseless, evaluating, probe
 from rs_plugins.core.noise import Family, GaussianNoise, make_noise
 from rs_plugins.core.perturbing import check_on_grid, perturb_
-from rs_plugins.core.procedures import BLOCK, Ballot, Counts, Job, Procedure, Turn
+from rs_plugins.core.procedures import Ballot, Counts, Job, Procedure, Turn
 from rs_plugins.core.streams import fresh_seed, stream
 from rs_plugins.core.transfers import fetch, to_device
 from rs_plugins.errors import ModelWarning
-
-__all__ = ["BLOCK", "Ballot", "Counts", "Poll", "Procedure", "Turn", "default_chunk", "warn_invalid"]
 
 R = TypeVar("R")
 
@@ -397,13 +395,3 @@ class _Pass(Generic[R]):
     tally: Tensor
     close: Tensor | None
     event: torch.cuda.Event | None
-
-
-def warn_invalid(index: int, invalid: int) -> None:
-    """Warn that some noisy copies of an image gave NaN logits."""
-    if invalid:
-        warnings.warn(
-            f"image {index}: {invalid} noisy copies gave NaN logits; they count as votes for no class",
-            ModelWarning,
-            stacklevel=3,
-        )

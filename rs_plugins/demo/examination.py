@@ -14,9 +14,9 @@ from rs_plugins.core.certification import certify, majority
 from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.models import evaluating
 from rs_plugins.core.noise import GaussianNoise
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import write_results
-from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.core.results.files import write_results
+from rs_plugins.core.results.table import Results
+from rs_plugins.core.results.writer import ResultsWriter
 from rs_plugins.core.rounding import decimals_below
 from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import Poll

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from rs_plugins.core.logged_noise import LoggedNoise
-from rs_plugins.core.logged_plan import LoggedPlan
-from rs_plugins.core.report import Curve, Figures, differing
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.comparison import Curve, Figures, differing
+from rs_plugins.core.results.logged_noise import LoggedNoise
+from rs_plugins.core.results.logged_plan import LoggedPlan
+from rs_plugins.core.results.table import Results
 from rs_plugins.report_page.gallery import Gallery
 
 

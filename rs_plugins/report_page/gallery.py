@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rs_plugins.core.attack_folder import Columns, read_finished
+from rs_plugins.core.attacks.folder import Columns, read_finished
 from rs_plugins.core.certification import majority
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.noise import Noise
 from rs_plugins.core.perturbing import perturb_
 from rs_plugins.core.plans.protocol import ABSTAIN
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.table import Results
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError, MissingDependencyError, ResultsError
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rs_plugins.core.logged_plan import LoggedPlan
 from rs_plugins.core.plans.protocol import ABSTAIN
-from rs_plugins.core.report import Curve
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.comparison import Curve
+from rs_plugins.core.results.logged_plan import LoggedPlan
+from rs_plugins.core.results.table import Results
 from rs_plugins.plots import COLOURS, draw_steps, dress, new_figure
 from rs_plugins.report_page.content import Content, certified, printable
 

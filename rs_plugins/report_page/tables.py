@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rs_plugins.core.report import At, Figures
-from rs_plugins.core.results import radius_text
+from rs_plugins.core.results.comparison import At, Figures
+from rs_plugins.core.results.table import radius_text
 from rs_plugins.report_page.content import Content, printable
 from rs_plugins.text_tables import hours, interval, number, percent, percent_below
 

@@ -4,7 +4,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import rs_plugins
-from rs_plugins.core.results_writer import write_whole
+from rs_plugins.core.files import write_whole
 from rs_plugins.errors import InputError
 from rs_plugins.report_page.content import Content
 from rs_plugins.report_page.page import Plot, as_html, as_markdown

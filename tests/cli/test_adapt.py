@@ -20,8 +20,8 @@ from rs_plugins.core.certifying_adapters.design import AdapterDesign
 from rs_plugins.core.certifying_adapters.job import Adaptation, default_recipe
 from rs_plugins.core.certifying_adapters.job import adapt_data_set as train_for_real
 from rs_plugins.core.data_sets.opening import open_data_set
-from rs_plugins.core.results_files import read_results
-from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.core.results.files import read_results
+from rs_plugins.core.results.writer import ResultsWriter
 from rs_plugins.core.training.folder import checkpoints_in
 from rs_plugins.core.training.trained import load_trained
 

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from torch import nn
 
 from rs_plugins.cli import main
-from rs_plugins.core.attack_evaluation import evaluate_attack
+from rs_plugins.core.attacks.evaluation import evaluate_attack
 from rs_plugins.core.data_sets.opening import open_data_set
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins_torchattacks.attacks import SmoothAdvPGD
 

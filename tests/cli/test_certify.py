@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from rs_plugins.cli import main
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 MODELS = """

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from rs_plugins.cli import main
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 
 MODELS = """
 import os, signal, time, torch

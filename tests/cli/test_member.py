@@ -14,7 +14,7 @@ from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.ensembles import ConsensusEnsemble, SoftEnsemble
 from rs_plugins.core.identity import identity
 from rs_plugins.core.plans.fixed_budget import FixedBudget
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 from rs_plugins.core.training.trained import save_trained
 
 MODELS = """

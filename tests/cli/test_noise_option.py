@@ -17,7 +17,7 @@ from rs_plugins import LaplaceNoise, UniformLinfNoise, certify, load_trained, re
 from rs_plugins.cli import main
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
-from rs_plugins.core.results_files import format_down
+from rs_plugins.core.results.files import format_down
 
 MODELS = """
 from torch import nn

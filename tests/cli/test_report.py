@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from rs_plugins.cli import main
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import read_results, write_results
+from rs_plugins.core.results.files import read_results, write_results
+from rs_plugins.core.results.table import Results
 
 LOGS = Path(os.environ.get("RS_PLUGINS_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")) / "certify-logs"
 needs_logs = pytest.mark.skipif(

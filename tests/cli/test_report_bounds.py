@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from rs_plugins.cli import main
 from rs_plugins.core.relaxations.bound_files import BoundsWriter
 from rs_plugins.core.relaxations.bound_results import BoundCertificate, BoundProvenance
-from rs_plugins.core.results_files import HEADER
+from rs_plugins.core.results.files import HEADER
 from rs_plugins.core.selection import Selection
 
 RUN = BoundProvenance(8 / 255, "linf", "ibp, crown", "none", 0, "small", "float64", "cpu", "AVX2", "0" * 64, "torch 3")

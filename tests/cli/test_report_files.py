@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from rs_plugins.cli import main
 from rs_plugins.core.data_sets.opening import open_data_set
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import write_results
+from rs_plugins.core.results.files import write_results
+from rs_plugins.core.results.table import Results
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")

@@ -22,7 +22,7 @@ from rs_plugins.cli import main, train
 from rs_plugins.cli.training_words import table
 from rs_plugins.core.data_sets.data_set import spaced_images, split_off
 from rs_plugins.core.data_sets.opening import open_data_set
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 from rs_plugins.core.training.folder import Epoch, checkpoints_in
 from rs_plugins.core.training.job import train_data_set
 from rs_plugins.core.training.presets import PRESETS

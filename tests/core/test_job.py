@@ -13,12 +13,13 @@ from torch import nn
 from rs_plugins.core.certification import certify
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.data_sets.opening import open_data_set
-from rs_plugins.core.job import Selection, certify_data_set
-from rs_plugins.core.merging import merge_results
+from rs_plugins.core.job import certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
-from rs_plugins.core.results_files import HEADER, read_results
-from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.core.results.files import HEADER, read_results
+from rs_plugins.core.results.merging import merge_results
+from rs_plugins.core.results.writer import ResultsWriter
+from rs_plugins.core.selection import Selection
 from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError, ResultsWarning, RSPluginsWarning
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 1, 3, 3), dtype=np.uint8)

@@ -14,9 +14,10 @@ from torch import nn
 from rs_plugins.core import votes
 from rs_plugins.core.decisions import PROBES
 from rs_plugins.core.noise import GaussianNoise
+from rs_plugins.core.procedures import BLOCK
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.core.streams import stream
-from rs_plugins.core.votes import BLOCK, SPACING, Poll
+from rs_plugins.core.votes import SPACING, Poll
 from rs_plugins.errors import InputError, ModelError, ModelWarning
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from rs_plugins.core.data_sets.data_set import in_memory
+from rs_plugins.core.files import write_whole
 from rs_plugins.core.job import certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
-from rs_plugins.core.results_files import read_results
-from rs_plugins.core.results_writer import ResultsWriter, write_whole
+from rs_plugins.core.results.files import read_results
+from rs_plugins.core.results.writer import ResultsWriter
 from rs_plugins.errors import InputError, ResultsError
 
 resource = pytest.importorskip("resource", reason="of POSIX")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from rs_plugins.core.attack_folder import count_done
+from rs_plugins.core.attacks.folder import count_done
 from rs_plugins.core.checkpoints import load_weights, read_weights
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.training.trained import load_trained

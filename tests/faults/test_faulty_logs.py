@@ -14,13 +14,13 @@ from torch import nn
 
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.job import certify_data_set
-from rs_plugins.core.logged_plan import read_plan, understood
-from rs_plugins.core.merging import merge_results
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.relaxations.bound_files import read_bounds
 from rs_plugins.core.relaxations.job import certify_bounds_data_set
-from rs_plugins.core.report import default_radii, figures, read_log
-from rs_plugins.core.results_files import HEADER, read_results
+from rs_plugins.core.results.comparison import default_radii, figures, read_log
+from rs_plugins.core.results.files import HEADER, read_results
+from rs_plugins.core.results.logged_plan import read_plan, understood
+from rs_plugins.core.results.merging import merge_results
 from rs_plugins.errors import InputError, ResultsError, RSPluginsError
 
 PLAN = FixedBudget(n0=5, n=30)

@@ -11,7 +11,7 @@ from rs_plugins.core.certification import certify
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.job import certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 from rs_plugins.errors import ModelError, ModelWarning
 
 PLAN = FixedBudget(n0=5, n=40)

@@ -10,7 +10,7 @@ import torch
 
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.noise import GaussianNoise
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.table import Results
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError, ResultsError
 from rs_plugins.report_page.gallery import as_png, make_gallery, read_attacked

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rs_plugins.core.logged_noise import LoggedNoise
-from rs_plugins.core.logged_plan import understood
-from rs_plugins.core.report import Curve, figures, incomparable
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.comparison import Curve, figures, incomparable
+from rs_plugins.core.results.logged_noise import LoggedNoise
+from rs_plugins.core.results.logged_plan import understood
+from rs_plugins.core.results.table import Results
 from rs_plugins.errors import InputError
 from rs_plugins.report_page.content import Content, printable
 from rs_plugins.report_page.page import GAMED

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from rs_plugins.core.logged_plan import understood
-from rs_plugins.core.report import Curve, figures
-from rs_plugins.core.results import Results
+from rs_plugins.core.results.comparison import Curve, figures
+from rs_plugins.core.results.logged_plan import understood
+from rs_plugins.core.results.table import Results
 from rs_plugins.plots import COLOURS, draw_steps, new_figure
 from rs_plugins.report_page.content import Content
 from rs_plugins.report_page.pictures import NARROW, WIDE, band, curves, draw_bands, draw_histogram, histograms

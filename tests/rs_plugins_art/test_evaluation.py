@@ -6,7 +6,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from rs_plugins.core.attack_evaluation import evaluate_attack
+from rs_plugins.core.attacks.evaluation import evaluate_attack
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.errors import InputError
 from rs_plugins_art.attacks import SmoothAdvPGD

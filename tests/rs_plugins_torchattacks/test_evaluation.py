@@ -9,7 +9,7 @@ import torchattacks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rs_plugins.core.attack_evaluation import evaluate_attack
+from rs_plugins.core.attacks.evaluation import evaluate_attack
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.core.training.gaussian import gaussian

@@ -14,8 +14,8 @@ from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, Kind, adapt
 from rs_plugins.core.checks import check_count, check_positive, check_seed
 from rs_plugins.core.data_sets.data_set import DataSet, split_off
+from rs_plugins.core.data_sets.opening import as_training_set
 from rs_plugins.core.identity import identity
-from rs_plugins.core.job import as_training_set
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.best import best_of
 from rs_plugins.core.training.fabric import Precision

@@ -1,13 +1,14 @@
 """Opens a data set by a text such as ``mnist:DIR``, as the command line names it."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.data_sets import cifar10, digits, image_folder, mnist, npz
 from rs_plugins.core.data_sets.data_set import DataSet
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, ModelError, ModelWarning
 
 SPLITS = ("test", "train")
 
@@ -67,3 +68,43 @@ def has_parts(text: str) -> bool:
     """Whether a text as `open_data_set` takes it names a data set with a part "train" and a part "test"."""
     name = text.partition(":")[0]
     return name == "digits" or _ON_DISK.get(name, (None, False))[1]
+
+
+def as_data_set(data: object) -> DataSet:
+    """Return ``data`` if it is a data set, or the one that it names, as in ``"mnist:DIR"``.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    opened = open_data_set(data) if isinstance(data, str) else data
+    if not isinstance(opened, DataSet):
+        raise InputError(
+            f'data: expected a data set, as open_data_set("mnist:DIR") makes it, got {type(data).__name__}'
+        )
+    return opened
+
+
+def as_training_set(data: object) -> DataSet:
+    """Do the same for training: of a data set with parts that is named, the part "train".
+
+    Raises:
+        InputError: If it is neither.
+    """
+    return open_training_set(data) if isinstance(data, str) else as_data_set(data)
+
+
+def check_classes(classes: int, data: DataSet) -> None:
+    """Compare the number of the model's classes with the labels, and warn if they may mean others.
+
+    Raises:
+        ModelError: If there are fewer classes than labels.
+    """
+    labels = int(data.labels.max()) + 1
+    if classes < labels:
+        raise ModelError(f"model: expected at least {labels} classes, as {data.name} has, got {classes}")
+    if data.classes is not None and classes != data.classes:
+        warnings.warn(
+            f"model: it has {classes} classes, {data.name} has {data.classes}; do they mean the same?",
+            ModelWarning,
+            stacklevel=3,
+        )

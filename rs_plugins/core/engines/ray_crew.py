@@ -9,7 +9,7 @@ from typing import Any
 from rs_plugins.core.certification import Certificate
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.engines.ray_worker import Begun, Reply
-from rs_plugins.core.results_writer import changes
+from rs_plugins.core.files import changes
 from rs_plugins.errors import ModelError, RSPluginsWarning, WorkerError
 
 AHEAD = 16  # blocks per worker that may be done before an earlier one is: they are lost if the driver is killed

@@ -11,10 +11,10 @@ from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
 from rs_plugins.core.engines.cores import share_of_cores
-from rs_plugins.core.job import check_log
-from rs_plugins.core.log_kinds import LogKind, Rows_co
-from rs_plugins.core.merging import merge_logs
-from rs_plugins.core.results_writer import complete_lines, record_of
+from rs_plugins.core.files import complete_lines
+from rs_plugins.core.results.kinds import LogKind, Rows_co
+from rs_plugins.core.results.merging import merge_logs
+from rs_plugins.core.results.writer import check_log, record_of
 from rs_plugins.core.selection import Selection
 from rs_plugins.errors import InputError, ResultsError
 

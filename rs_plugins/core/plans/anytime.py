@@ -9,7 +9,7 @@ from rs_plugins.core.betting import betting_interval
 from rs_plugins.core.checks import check_count, check_flag, check_positive, check_probability
 from rs_plugins.core.noise import Noise
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict, check_runner_up, concluded, strongest_rival
-from rs_plugins.core.votes import Procedure
+from rs_plugins.core.procedures import Procedure
 from rs_plugins.errors import InputError
 
 FIRST, GROWTH = 64, 1.1  # the first look, and the relative distance between looks

@@ -7,7 +7,7 @@ from rs_plugins.core.checks import check_nonnegative
 from rs_plugins.core.noise import Noise
 from rs_plugins.core.plans.on_grid import OnGrid
 from rs_plugins.core.plans.protocol import Case, Verdict
-from rs_plugins.core.votes import Procedure
+from rs_plugins.core.procedures import Procedure
 
 
 @dataclass(frozen=True)

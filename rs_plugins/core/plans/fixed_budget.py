@@ -13,7 +13,7 @@ from rs_plugins.core.confidence import (
 )
 from rs_plugins.core.noise import Noise
 from rs_plugins.core.plans.protocol import Case, Verdict, check_runner_up, concluded, strongest_rival
-from rs_plugins.core.votes import Procedure
+from rs_plugins.core.procedures import Procedure
 from rs_plugins.errors import InputError
 
 

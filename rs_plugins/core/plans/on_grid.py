@@ -12,8 +12,8 @@ import numpy as np
 from rs_plugins.core.checks import check_choice, check_count, check_nonnegative, check_probability
 from rs_plugins.core.noise import Noise, NoiseAtRadius
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict
+from rs_plugins.core.procedures import Procedure
 from rs_plugins.core.sequential_test import Boundary, betting_boundary, exact_boundary, schedule
-from rs_plugins.core.votes import Procedure
 from rs_plugins.errors import InputError, RSPluginsWarning
 
 DECIMALS = 12

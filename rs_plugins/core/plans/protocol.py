@@ -8,7 +8,7 @@ import numpy as np
 
 from rs_plugins.core.noise import Noise, NoiseWithRunnerUp
 from rs_plugins.core.perturbing import may_fail
-from rs_plugins.core.votes import Counts, Procedure
+from rs_plugins.core.procedures import Counts, Procedure
 from rs_plugins.errors import InputError
 
 ABSTAIN = -1

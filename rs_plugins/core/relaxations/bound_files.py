@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from rs_plugins.core.log_kinds import LogKind, first_line
 from rs_plugins.core.relaxations.bound_results import (
     ATTACK,
     BOUNDS,
@@ -19,9 +18,10 @@ from rs_plugins.core.relaxations.bound_results import (
     BoundResults,
 )
 from rs_plugins.core.relaxations.regions import Norm
-from rs_plugins.core.results import common
-from rs_plugins.core.results_files import bytes_of, format_time, parse_integer, parse_number, parse_time, text_of
-from rs_plugins.core.results_writer import LogWriter
+from rs_plugins.core.results.files import bytes_of, format_time, parse_integer, parse_number, parse_time, text_of
+from rs_plugins.core.results.kinds import LogKind, first_line
+from rs_plugins.core.results.table import common
+from rs_plugins.core.results.writer import LogWriter
 from rs_plugins.errors import ResultsError, ResultsWarning
 
 _Path = str | os.PathLike[str]

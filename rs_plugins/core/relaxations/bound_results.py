@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from rs_plugins.core.attack_figures import Proportion
-from rs_plugins.core.results import Floats, Ints, common
+from rs_plugins.core.proportions import Proportion
+from rs_plugins.core.results.table import Floats, Ints, common
 
 Status = Literal["verified", "falsified", "misclassified", "unknown", "failed"]
 Bound = Literal["ibp", "crown-ibp", "crown", "alpha-crown"]

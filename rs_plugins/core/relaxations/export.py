@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_images, check_positive
 from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.files import write_whole
 from rs_plugins.core.frozen_copy import frozen_copy, unwrapped
 from rs_plugins.core.models import probe
 from rs_plugins.core.relaxations.bound_results import BoundCertificate, BoundResults
-from rs_plugins.core.results_writer import write_whole
 from rs_plugins.errors import InputError, MissingDependencyError, ModelError, RSPluginsError
 
 MODEL, PROPERTIES, INSTANCES = "model.onnx", "vnnlib", "instances.csv"

@@ -10,10 +10,11 @@ from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.data_sets.data_set import DataSet
-from rs_plugins.core.job import as_data_set, check_classes, check_log, positions_left
+from rs_plugins.core.data_sets.opening import as_data_set, check_classes
 from rs_plugins.core.relaxations.bound_files import BoundsWriter, read_bounds
 from rs_plugins.core.relaxations.bound_results import BoundCertificate, BoundResults
 from rs_plugins.core.relaxations.certifying import BoundCertifier
+from rs_plugins.core.results.writer import check_log, positions_left
 from rs_plugins.core.selection import Selection
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from rs_plugins.core.results_writer import changes, record_text, write_whole
+from rs_plugins.core.files import changes, record_text, write_whole
 from rs_plugins.core.run_folder import SETTINGS, RunFolder, writing
 from rs_plugins.core.training.loop import Mean
 from rs_plugins.core.training.trained import RECORD, WEIGHTS, load_into, plain_tensors, save_trained

@@ -15,9 +15,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import rs_plugins
-from rs_plugins.core.checks import check_count, check_flag, check_positive, check_seed
+from rs_plugins.core.checks import check_count, check_flag, check_positive, check_seed, check_sigma
 from rs_plugins.core.data_sets.data_set import DataSet
-from rs_plugins.core.job import as_data_set, as_training_set, check_classes, check_sigma
+from rs_plugins.core.data_sets.opening import as_data_set, as_training_set, check_classes
 from rs_plugins.core.models import device_and_dtype, digest, modes_restored, probe, without_addresses
 from rs_plugins.core.noise import GaussianNoise
 from rs_plugins.core.training.augmentation import crop_and_flip

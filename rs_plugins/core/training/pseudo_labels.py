@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from rs_plugins.core.checks import check_count
 from rs_plugins.core.data_sets.data_set import DataSet
-from rs_plugins.core.job import as_training_set
+from rs_plugins.core.data_sets.opening import as_training_set
 from rs_plugins.core.models import check_noiseless, device_and_dtype, evaluating, probe
 from rs_plugins.errors import ModelError
 

@@ -21,7 +21,7 @@ from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
 from rs_plugins.core.certifying_adapters.design import AdapterDesign, adapt
 from rs_plugins.core.checkpoints import load_weights, read_weights
 from rs_plugins.core.checks import check_count, check_flag, check_plain, check_positive, check_seed
-from rs_plugins.core.results_writer import record_text, write_whole
+from rs_plugins.core.files import record_text, write_whole
 from rs_plugins.errors import InputError, ModelError
 
 WEIGHTS, RECORD = "model.safetensors", "model.json"

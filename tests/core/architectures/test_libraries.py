@@ -169,7 +169,7 @@ def test_the_real_torchvision():
     assert torch.equal(first.conv1.weight, same.conv1.weight)
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
     assert first.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
-    with pytest.raises(InputError, match="got 'torchvision.fcn_resnet50'"):
+    with pytest.raises(InputError, match=r"got 'torchvision\.fcn_resnet50'"):
         make_network("torchvision.fcn_resnet50")
 
 

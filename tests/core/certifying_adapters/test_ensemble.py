@@ -20,8 +20,8 @@ from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.identity import identity
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.core.results.table import Results
+from rs_plugins.core.results.writer import ResultsWriter
 from rs_plugins.errors import InputError, ModelError
 
 SIGMAS = (0.25, 0.5, 1.0)

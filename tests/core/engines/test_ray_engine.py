@@ -21,7 +21,7 @@ from rs_plugins.core.engines.engine import Task
 from rs_plugins.core.job import certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
-from rs_plugins.core.results_files import read_results
+from rs_plugins.core.results.files import read_results
 from rs_plugins.core.selection import Selection
 from rs_plugins.errors import (
     InputError,

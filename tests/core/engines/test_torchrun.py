@@ -13,7 +13,7 @@ from rs_plugins.core.engines import torchrun
 from rs_plugins.core.engines.torchrun import Processes, certify_in_shards, processes
 from rs_plugins.core.job import certify_data_set
 from rs_plugins.core.plans.fixed_budget import FixedBudget
-from rs_plugins.core.results_files import RESULTS, read_results
+from rs_plugins.core.results.files import RESULTS, read_results
 from rs_plugins.core.selection import Selection
 from rs_plugins.errors import InputError, ResultsError
 

@@ -13,7 +13,7 @@ from rs_plugins.core.relaxations.bound_files import (
     read_bounds,
 )
 from rs_plugins.core.relaxations.bound_results import BoundCertificate, BoundProvenance, BoundResults
-from rs_plugins.core.results_files import HEADER as OTHER_HEADER
+from rs_plugins.core.results.files import HEADER as OTHER_HEADER
 from rs_plugins.errors import ResultsError, ResultsWarning
 
 RUN = BoundProvenance(0.1, "linf", "ibp, crown", "none", 0, "small", "float64", "cpu", "AVX2", "0" * 64, "torch 3")

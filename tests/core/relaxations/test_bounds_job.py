@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from rs_plugins.core.data_sets.data_set import in_memory
-from rs_plugins.core.merging import merge_logs
 from rs_plugins.core.relaxations.bound_files import BOUND_LOG, BoundsWriter, read_bounds
 from rs_plugins.core.relaxations.bound_results import BoundResults
 from rs_plugins.core.relaxations.certifying import certify_bounds
 from rs_plugins.core.relaxations.job import certify_bounds_data_set
+from rs_plugins.core.results.merging import merge_logs
 from rs_plugins.core.selection import Selection
 from rs_plugins.errors import InputError, ModelError, ResultsError, ResultsWarning
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from rs_plugins.core.certification import certify
 from rs_plugins.core.plans.fixed_budget import FixedBudget
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import COLUMNS, OUR_COLUMNS, read_results
-from rs_plugins.core.results_writer import ResultsWriter
+from rs_plugins.core.results.files import COLUMNS, OUR_COLUMNS, read_results
+from rs_plugins.core.results.table import Results
+from rs_plugins.core.results.writer import ResultsWriter
 from rs_plugins.errors import ResultsError
 
 IMAGES = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from rs_plugins.core.attack_evaluation import evaluate_attack
-from rs_plugins.core.attack_job import attack_data_set
+from rs_plugins.core.attacks.evaluation import evaluate_attack
+from rs_plugins.core.attacks.job import attack_data_set
 from rs_plugins.core.data_sets.data_set import in_memory
 from rs_plugins.core.data_sets.opening import open_data_set
 from rs_plugins.core.selection import Selection

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rs_plugins.core.results_writer import record_beside
+from rs_plugins.core.results.writer import record_beside
 
 USUAL = "l2"  # what published logs, which do not say, have
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rs_plugins.core.logged_noise import LoggedNoise, read_noise, unlike
+from rs_plugins.core.results.logged_noise import LoggedNoise, read_noise, unlike
 
 L1, L2, LINF = LoggedNoise("laplace", "l1"), LoggedNoise("gaussian", "l2"), LoggedNoise("uniform-linf", "linf")
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rs_plugins.core.checks import check_plain
-from rs_plugins.core.results_writer import changes, record_text, write_whole
+from rs_plugins.core.files import changes, record_text, write_whole
 from rs_plugins.core.run_folder import SETTINGS, RunFolder, writing
 from rs_plugins.errors import ResultsError
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import rs_plugins
-from rs_plugins.core.attack_evaluation import AttackEvaluation, check_votes, evaluate_attack
-from rs_plugins.core.attack_figures import Predictions
-from rs_plugins.core.attack_folder import FINISHED, AttackFolder, Columns
+from rs_plugins.core.attacks.evaluation import AttackEvaluation, check_votes, evaluate_attack
+from rs_plugins.core.attacks.figures import Predictions
+from rs_plugins.core.attacks.folder import FINISHED, AttackFolder, Columns
 from rs_plugins.core.certification import majority
-from rs_plugins.core.checks import check_count, check_probability, check_seed
+from rs_plugins.core.checks import check_count, check_probability, check_seed, check_sigma
 from rs_plugins.core.data_sets.data_set import DataSet
+from rs_plugins.core.data_sets.opening import as_data_set, check_classes
 from rs_plugins.core.global_randomness import global_randomness
 from rs_plugins.core.identity import identity, numerics
-from rs_plugins.core.job import as_data_set, check_classes, check_sigma
 from rs_plugins.core.models import device_and_dtype, probe
 from rs_plugins.core.noise import make_noise
 from rs_plugins.core.selection import Selection
@@ -74,7 +74,7 @@ def attack_data_set(
             has one after a call, is kept beside the judge's figures.
         smoothed: The classifier by which the attack is judged.
         data: The images with their labels, as `open_data_set` returns them, or the text that it takes.
-        folder: Where results are kept (`rs_plugins.core.attack_folder`); ``adversarial.npz`` in it can be opened as a
+        folder: Where results are kept (`rs_plugins.core.attacks.folder`); ``adversarial.npz`` in it can be opened as a
             data set again.
         settings: What makes the attack what it is, as plain data without infinite numbers: its name and options.
         selection: Which images; all by default. Other images can be added to a folder later.

@@ -5,14 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rs_plugins.core.logged_plan import LoggedPlan, read_plan, understood
 from rs_plugins.core.plans.anytime import Anytime
 from rs_plugins.core.plans.at_radius import AtRadius
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.on_grid import OnGrid
-from rs_plugins.core.report import Curve, default_radii, differing, envelope, figures, incomparable, read_log
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import write_results
+from rs_plugins.core.results.comparison import (
+    Curve,
+    default_radii,
+    differing,
+    envelope,
+    figures,
+    incomparable,
+    read_log,
+)
+from rs_plugins.core.results.files import write_results
+from rs_plugins.core.results.logged_plan import LoggedPlan, read_plan, understood
+from rs_plugins.core.results.table import Results
 from rs_plugins.errors import ResultsError
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from rs_plugins.core.certification import Certificate
-from rs_plugins.core.log_kinds import LogKind
 from rs_plugins.core.plans.protocol import ABSTAIN
-from rs_plugins.core.results import DIGITS, Results, common
+from rs_plugins.core.results.kinds import LogKind
+from rs_plugins.core.results.table import DIGITS, Results, common
 from rs_plugins.core.rounding import digits_below
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 

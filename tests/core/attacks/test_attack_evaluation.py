@@ -7,7 +7,7 @@ from scipy.stats import norm
 from torch import nn
 
 import rs_plugins
-from rs_plugins.core.attack_evaluation import evaluate_attack
+from rs_plugins.core.attacks.evaluation import evaluate_attack
 from rs_plugins.core.black_box import BlackBox
 from rs_plugins.core.certification import majority
 from rs_plugins.core.noise import GaussianNoise

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from rs_plugins.core.attack_figures import AttackEvaluation, Predictions, Proportion, Violations
+from rs_plugins.core.attacks.figures import AttackEvaluation, Predictions, Violations
+from rs_plugins.core.proportions import Proportion
 from rs_plugins.errors import InputError
 
 LABEL = np.array([0, 1, 2, 0, 1])

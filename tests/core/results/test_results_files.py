@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rs_plugins.core.results import Results
-from rs_plugins.core.results_files import (
+from rs_plugins.core.results.files import (
     COLUMNS,
     format_down,
     format_time,
@@ -16,9 +15,10 @@ from rs_plugins.core.results_files import (
     read_results,
     write_results,
 )
+from rs_plugins.core.results.table import Results
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
-LOGS = Path(os.environ.get("RS_PLUGINS_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")) / "certify-logs"
+LOGS = Path(os.environ.get("RS_PLUGINS_REFERENCE", Path(__file__).parents[4] / "shared" / "reference")) / "certify-logs"
 needs_logs = pytest.mark.skipif(
     not LOGS.is_dir(), reason="the published certification logs are not here; RS_PLUGINS_REFERENCE says where they are"
 )

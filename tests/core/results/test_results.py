@@ -10,8 +10,8 @@ from scipy.stats import binom, binomtest
 
 from rs_plugins.core.certification import certify
 from rs_plugins.core.plans.on_grid import OnGrid
-from rs_plugins.core.results import Results, as_logged, radius_text
-from rs_plugins.core.results_files import format_down, read_results, write_results
+from rs_plugins.core.results.files import format_down, read_results, write_results
+from rs_plugins.core.results.table import Results, as_logged, radius_text
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 
 

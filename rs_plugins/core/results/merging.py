@@ -11,18 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rs_plugins.core.log_kinds import LogKind, Rows_co, Table
-from rs_plugins.core.results import Ints, Results
-from rs_plugins.core.results_files import RESULTS
-from rs_plugins.core.results_writer import (
-    changes,
-    complete_lines,
-    lock,
-    read_record,
-    record_of,
-    record_text,
-    write_whole,
-)
+from rs_plugins.core.files import changes, complete_lines, lock, record_text, write_whole
+from rs_plugins.core.results.files import RESULTS
+from rs_plugins.core.results.kinds import LogKind, Rows_co, Table
+from rs_plugins.core.results.table import Ints, Results
+from rs_plugins.core.results.writer import read_record, record_of
 from rs_plugins.core.selection import Selection, positions_of, selection_of
 from rs_plugins.errors import InputError, ResultsError, ResultsWarning
 

@@ -6,21 +6,18 @@ Beside ``LOG.tsv`` lies its record ``LOG.tsv.json``: with what its certificates 
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import IO, Any, TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 from rs_plugins.core.certification import Certificate
-from rs_plugins.core.log_kinds import LogKind, Table
-from rs_plugins.core.results_files import RESULTS, format_row
+from rs_plugins.core.files import changes, complete_lines, lock, record_text, write_whole
+from rs_plugins.core.results.files import RESULTS, format_row
+from rs_plugins.core.results.kinds import LogKind, Table
 from rs_plugins.core.selection import Selection, positions_of
-from rs_plugins.errors import ResultsError
-
-fcntl: ModuleType | None = None
-with contextlib.suppress(ImportError):  # POSIX only
-    import fcntl
+from rs_plugins.errors import InputError, ResultsError
 
 _Path = str | os.PathLike[str]
 _MadeWith = Any  # a data class of plain values
@@ -188,22 +185,6 @@ class ResultsWriter(LogWriter):
         self.append(certificate.index, certificate.made_with, format_row(certificate, label))
 
 
-def lock(file: IO[bytes], path: Path, *, shared: bool = False) -> None:
-    """Lock an open log where that is possible: one process at a time may write it, and none while it is read.
-
-    Raises:
-        ResultsError: If another process is writing it.
-    """
-    if fcntl is None:  # Windows
-        return
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ResultsError(f"{path}: another process is writing this file") from None
-    except OSError:  # a file system without locks
-        return
-
-
 def record_of(log: Path) -> Path:
     """Return where the record of ``log`` lies."""
     return log.with_name(log.name + ".json")
@@ -232,47 +213,33 @@ def read_record(log: Path) -> dict[str, Any]:
     return content
 
 
-def complete_lines(path: Path) -> tuple[bytes, bytes]:
-    """Return the complete lines of a file, and the rest of it."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    return data[:end], data[end:]
+def check_log(log: str | Path, *, resume: bool) -> Path:
+    """Return where a log is to be written.
+
+    Raises:
+        InputError: If there is no such folder.
+        ResultsError: If the log exists and is not to be gone on with.
+    """
+    log = Path(log)
+    if not resume and os.path.exists(log) and log.stat().st_size:  # unlike Path.exists it raises nothing
+        raise ResultsError(f"{log}: it exists; to go on with it use resume (--resume), else choose another file")
+    if not os.path.isdir(log.parent):
+        raise InputError(f"log: there is no folder {log.parent}")
+    return log
 
 
-def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what differs between two records, old -> new."""
-    names = [*earlier, *(name for name in now if name not in earlier)]
-    return "; ".join(
-        f"{name}: {earlier.get(name)!r} -> {now.get(name)!r}" for name in names if earlier.get(name) != now.get(name)
-    )
+def positions_left(writer: LogWriter, positions: Sequence[int]) -> list[int]:
+    """Return the positions that the log does not hold yet.
 
-
-def record_text(record: Mapping[str, Any]) -> bytes:
-    """Return the content of the file of a record."""
-    return (json.dumps(record, indent=2) + "\n").encode()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment it is there with the whole content, or as it was before."""
-    draft = path.with_name(path.name + ".part")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()  # on a full disk it takes the room that others need
-        raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the names of a folder's files to disk, where that is possible."""
-    with contextlib.suppress(OSError):  # Windows opens no folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    Raises:
+        ResultsError: If it holds other images than the first of ``positions``.
+    """
+    done = sorted(writer.done)
+    for held, wanted in zip(done, [*positions, *[None] * len(done)], strict=False):
+        if held != wanted:
+            got = "an end" if wanted is None else f"image {wanted}"
+            raise ResultsError(
+                f"{writer.path}: begun with other images (image {held} where this selection has {got}); "
+                "give the same start, stop, skip and shard, or choose another file"
+            )
+    return list(positions[len(done) :])

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rs_plugins.core.logged_noise import LoggedNoise, read_noise, unlike
-from rs_plugins.core.logged_plan import LoggedPlan, read_plan
-from rs_plugins.core.merging import warn_unfinished
-from rs_plugins.core.results import Floats, Results, as_logged
-from rs_plugins.core.results_files import bytes_of, parse_number, parse_results, text_of
+from rs_plugins.core.results.files import bytes_of, parse_number, parse_results, text_of
+from rs_plugins.core.results.logged_noise import LoggedNoise, read_noise, unlike
+from rs_plugins.core.results.logged_plan import LoggedPlan, read_plan
+from rs_plugins.core.results.merging import warn_unfinished
+from rs_plugins.core.results.table import Floats, Results, as_logged
 from rs_plugins.errors import InputError, ResultsError
 
 STEP = 0.25  # of the radii in published tables

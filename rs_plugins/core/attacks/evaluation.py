@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rs_plugins.core.attack_figures import AttackEvaluation, Predictions
+from rs_plugins.core.attacks.figures import AttackEvaluation, Predictions
 from rs_plugins.core.certification import majority
 from rs_plugins.core.checks import check_count, check_images, check_labels, check_probability, check_seed
 from rs_plugins.core.confidence import majority_p_value
 from rs_plugins.core.geometry import l2_norm
+from rs_plugins.core.procedures import Counts
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.core.streams import fresh_seed, stream
-from rs_plugins.core.votes import Counts, Poll
+from rs_plugins.core.votes import Poll
 from rs_plugins.errors import InputError
 
 __all__ = ["AttackEvaluation", "evaluate_attack"]

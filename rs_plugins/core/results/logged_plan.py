@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rs_plugins.core.results_writer import record_beside
+from rs_plugins.core.results.writer import record_beside
 
 _WITH_RADII = {"OnGrid": "radii", "AtRadius": "r"}  # plan → what it calls them
 

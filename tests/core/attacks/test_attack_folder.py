@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rs_plugins.core.attack_folder import AttackFolder, count_done
+from rs_plugins.core.attacks.folder import AttackFolder, count_done
 from rs_plugins.errors import InputError, ResultsError
 
 SETTINGS = {"attack": "move", "options": {"eps": 0.5}, "seed": 0}
