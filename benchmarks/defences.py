@@ -262,7 +262,7 @@ def _trained(model: nn.Module, objective: Objective, how: Setting, epochs: int |
 
 
 def by_plugin(name: str, how: Setting) -> Defended:
-    """Train with a plugin's component of kind ``trainer``: one of ART's kind takes a ``classifier``, else it is an objective."""
+    """Train with a component of a plugin: of ART's kind if it takes a ``classifier``, else an objective."""
     trainer: Any = registry.component("trainer", name)
     if "classifier" not in signature(trainer).parameters:
         return by_objective(name, how)
