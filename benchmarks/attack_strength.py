@@ -134,7 +134,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 def table(rows: list[Row]) -> list[str]:
     """Return the lines of one network's and radius's table, the strongest attack first."""
     lines = [
-        "| attack | passes an image | mean p(y) | correct | abstained | longest perturbation |",
+        "| attack | backward passes an image | mean p(y) | correct | abstained | longest perturbation |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     groups = by(rows, "attack")
