@@ -262,8 +262,8 @@ def write(out: Path, found: dict[Case, dict[str, Figures]], made: dict[str, Any]
 
 
 NOTES = """\
-* Mean margin: over images and rivals, of the lower bound (for "forward": of the margin itself); higher is tighter. Of ART
-  DeepZ that of the first image alone.
+* Mean margin: over images and rivals, of the lower bound (for "forward": of the margin itself); higher is tighter. Of
+  ART DeepZ that of the first image alone.
 * / IBP and / forward: time per image over that of our IBP and of a forward pass of the network; both: with the gradient
   to the weights. Each figure is the median of the rounds, in which the methods take turns.
 * ART's classes compute no gradient here, and bound scores, not margins (its interval classifier).
