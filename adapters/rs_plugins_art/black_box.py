@@ -19,6 +19,7 @@ from rs_plugins.core.checks import check_count, check_images
 from rs_plugins.core.decisions import Decider
 from rs_plugins.core.models import NoisyModule, modes_restored
 from rs_plugins.core.noise import Family, GaussianNoise
+from rs_plugins.core.noise_promises import draw_into
 from rs_plugins.core.smoothing import SmoothedModel
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import InputError
@@ -224,7 +225,7 @@ class SmoothedBlackBox(Certifying, ClassifierMixin, NeuralNetworkMixin, BaseEsti
         self._fits += 1
         source = stream(self.seed, "fit", self._fits)
         noise = self.family(self.sigma)
-        noisy = ((images + noise.draw_(torch.empty_like(images), source)).numpy() for _ in range(copies))
+        noisy = ((images + draw_into(noise, torch.empty_like(images), source)).numpy() for _ in range(copies))
         if isinstance(self.classifier, NeuralNetworkMixin):
             for batch in noisy:
                 self.classifier.fit(batch, rows, batch_size=batch_size, nb_epochs=1, **kwargs)

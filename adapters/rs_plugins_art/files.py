@@ -1,4 +1,7 @@
-"""Saving and loading a smoothed classifier without pickle: weights as safetensors, settings as JSON in their header."""
+"""Saving and loading a classifier: weights as safetensors, settings as JSON in their header, nothing of it executed.
+
+The state of an optimiser is in a file of torch's beside it, of which only tensors and plain values are read.
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import rs_plugins
+from rs_plugins.core.files import whole
 from rs_plugins.core.models import digest
 from rs_plugins.errors import InputError, ModelError
 
@@ -33,12 +37,17 @@ def save_classifier(stem: Path, model: nn.Module, settings: dict[str, Any], opti
         model: The base model, whose weights are written.
         settings: What else is needed to build the classifier again; JSON.
         optimizer: A torch optimiser, of which the state is written, or None.
+
+    Raises:
+        ResultsError: If a file cannot be written; one of that name is then as it was.
     """
     os.makedirs(stem.parent, exist_ok=True)
     header = {"format": _FORMAT, "settings": settings, "digest": digest(model), "versions": _versions()}
-    save_model(model, str(_weights(stem)), metadata={"rs-plugins": json.dumps(header)})
+    with whole(_weights(stem)) as draft:
+        save_model(model, str(draft), metadata={"rs-plugins": json.dumps(header)})
     if optimizer is not None:
-        torch.save(optimizer.state_dict(), _optimizer(stem))
+        with whole(_optimizer(stem)) as draft:
+            torch.save(optimizer.state_dict(), draft)
 
 
 def read_settings(stem: Path) -> dict[str, Any]:

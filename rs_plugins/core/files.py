@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -17,18 +17,30 @@ with contextlib.suppress(ImportError):  # POSIX only
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that at every moment it is there with the whole content, or as it was before."""
+    with whole(path) as draft:
+        draft.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path for a draft of the file ``path``, which takes its place when it is written, on disk and all.
+
+    Raises:
+        ResultsError: If it cannot be written; ``path`` is as it was before.
+    """
     draft = path.with_name(path.name + ".part")
     try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield draft
+        with draft.open("rb+") as file:
             os.fsync(file.fileno())
         draft.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink()  # on a full disk it takes the room that others need
-        raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error
+        if isinstance(error, OSError):
+            raise ResultsError(f"{path}: cannot be written ({error.strerror})") from error
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

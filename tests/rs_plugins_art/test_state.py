@@ -1,9 +1,12 @@
 """After every call, also one that fails, the model and the global generators are as they were."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from rs_plugins.errors import ResultsError
 from rs_plugins_art.attacks import SmoothAdvPGD
 from rs_plugins_art.classifier import SmoothedClassifier
 
@@ -129,3 +132,20 @@ def test_a_model_left_in_train_mode_gives_the_results_of_eval_mode(name, x, y):
     one.model.eval()
     other.model.train()  # batch normalisation included
     assert flat(CALLS[name](other, x, y)) == flat(CALLS[name](one, x, y))
+
+
+def test_a_failing_save_leaves_the_saved_classifier_as_it_was(tmp_path, monkeypatch):
+    from rs_plugins_art import files
+
+    first = SmoothedClassifier(cnn(20), 0.1)
+    first.save("it", path=str(tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def torn(_model, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_model", torn)
+    with pytest.raises(ResultsError, match=r"it\.safetensors: cannot be written \(No space left on device\)"):
+        SmoothedClassifier(cnn(5), 0.1).save("it", path=str(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
