@@ -33,7 +33,7 @@ def title(recipe: "Recipe", network: "nn.Module", data: "DataSet") -> str:
     how = "" if recipe.sigma is None else f", sigma {recipe.sigma:g}"
     if recipe.sigma is not None and (family := recipe.options.get("family")) is not None:
         how += f" of {family(recipe.sigma).name} noise"
-    if recipe.method == "sat" or recipe.activation != "relu":
+    if _judged_by_an_attack(recipe) or recipe.activation != "relu":
         how += f", {recipe.activation}"
     return f"{recipe.method}{how}: {recipe.architecture} of {count:,} parameters on {len(data)} images of {data.name}"
 
@@ -99,9 +99,10 @@ def next_command(out: Path, recipe: "Recipe", options: Mapping[str, Any]) -> str
     from rs_plugins.core.data_sets.opening import has_parts
     from rs_plugins.core.training.presets import radius_of
 
-    if recipe.method == "sat":
-        attack = "PGD" if recipe.options.get("norm", "linf") == "linf" else "PGDL2"
-        return f"torchattacks.{attack}(load_trained({str(out)!r}).model, eps={recipe.options['eps']:g})(x, y) in Python"
+    if _judged_by_an_attack(recipe):
+        objective: Any = recipe.objective()
+        attack = {"linf": "PGD", "l2": "PGDL2"}[objective.norm]
+        return f"torchattacks.{attack}(load_trained({str(out)!r}).model, eps={objective.eps:g})(x, y) in Python"
     data = options["validation"] or (options["data"] if has_parts(options["data"]) else "FORMAT:PLACE")
     trust = ["--trust-model"] if ":" in recipe.architecture else []
     meant = None if options["preset"] is None else radius_of(options["preset"])
@@ -109,3 +110,10 @@ def next_command(out: Path, recipe: "Recipe", options: Mapping[str, Any]) -> str
     bounds = ["--bounds", "crown", "--eps", "EPS" if eps is None else f"{eps:g}"] if recipe.sigma is None else []
     files = ["--data", data, "--out", str(out / "certified.tsv")]
     return shlex.join(["rs-plugins", "certify", *bounds, "--model", str(out), *trust, *files])
+
+
+def _judged_by_an_attack(recipe: "Recipe") -> bool:
+    """Whether the networks of the method are neither for votes nor for bounds."""
+    from rs_plugins.core.training.validation import ADVERSARIAL, figure_of
+
+    return figure_of(recipe.objective()) == ADVERSARIAL

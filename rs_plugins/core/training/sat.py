@@ -19,6 +19,7 @@ from rs_plugins.core.smooth_backward import gradient_for
 from rs_plugins.core.training.inner_attacks import attacked
 from rs_plugins.core.training.losses import check_range
 from rs_plugins.core.training.objective import Batch, Draws
+from rs_plugins.core.training.validation import ADVERSARIAL
 from rs_plugins.errors import InputError
 
 NormName = Literal["linf", "l2"]
@@ -55,7 +56,7 @@ class Sat:
     clean_start: float = 0.2
     label_smoothing: float = 0.1
 
-    figure: ClassVar[str] = "adversarial accuracy"
+    figure: ClassVar[str] = ADVERSARIAL
 
     def __post_init__(self) -> None:
         if self.norm not in _NORMS:

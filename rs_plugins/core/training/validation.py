@@ -12,7 +12,7 @@ from rs_plugins.core.noise import GaussianNoise, Noise
 from rs_plugins.core.objectives import noisy_logits
 from rs_plugins.core.training.draws import BlockDraws
 
-NOISY, CLEAN = "noisy accuracy", "clean accuracy"
+NOISY, CLEAN, ADVERSARIAL = "noisy accuracy", "clean accuracy", "adversarial accuracy"
 _AT_ONCE = 256  # images
 
 
