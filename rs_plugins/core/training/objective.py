@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_nonnegative
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
+from rs_plugins.core.noise_promises import draw_into
 from rs_plugins.core.streams import stream
 
 
@@ -75,11 +76,13 @@ class StreamDraws:
 
     def noise(self, noise: Noise, x: Tensor, samples: int) -> Tensor:
         """Return draws of ``noise`` for ``x`` (n, *input), independent per image and sample, (n, samples, *input)."""
-        return noise.draw_(x.new_empty(len(x), samples, *x.shape[1:]), self.generator)
+        return draw_into(noise, x.new_empty(len(x), samples, *x.shape[1:]), self.generator)
 
     def uniform(self, x: Tensor) -> Tensor:
         """Return one number for each of the images ``x`` (n, *input), uniform in [0, 1), as (n,)."""
-        return torch.rand(len(x), generator=self.generator, device=x.device, dtype=x.dtype)
+        exact = torch.promote_types(x.dtype, torch.float32)  # what torch draws in less depends on its version
+        drawn = torch.rand(len(x), generator=self.generator, device=x.device, dtype=exact)
+        return drawn.to(x.dtype).clamp_(max=1 - torch.finfo(x.dtype).eps / 2)  # rounding gives 1 now and then
 
     def fresh(self, purpose: str, key: int = 0) -> torch.Generator:
         """Return a fresh generator for what belongs to no image."""

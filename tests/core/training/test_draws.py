@@ -73,3 +73,16 @@ def test_draws_of_one_generator_have_others_for_what_belongs_to_no_image():
     first = torch.randn(5, generator=draws.fresh("weights", 2))
     assert torch.equal(first, torch.randn(5, generator=draws.fresh("weights", 2)))
     assert not torch.equal(first, torch.randn(5, generator=StreamDraws(draws.generator, seed=4).fresh("weights", 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_draws_in_half_precision_are_those_in_single(dtype):
+    """Rounded, and below 1 all the same, so that mixed precision trains with the same draws for every torch."""
+    single, half = (
+        StreamDraws(torch.Generator().manual_seed(0)).uniform(X.new_empty(20_000, 1).to(t))
+        for t in (torch.float32, dtype)
+    )
+    assert half.dtype == dtype
+    assert single.to(dtype).max() == 1
+    assert half.max() == 1 - torch.finfo(dtype).eps / 2
+    assert torch.equal(half, single.to(dtype).clamp(max=half.max()))
