@@ -1,5 +1,6 @@
 """`rs-plugins demo`."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -35,3 +36,5 @@ def demo(out: Path, images: int, sigma: float, n: int, epochs: int, seed: int, q
     click.echo("cert. r: correct, and proved to stay so under every change up to l2 radius r\n")
     for file in sorted(path for path in out.iterdir() if path.suffix in (".tsv", ".png", ".md")):
         click.echo(f"  {file}")
+    logs = shlex.join(map(str, sorted(out.glob("certified-*.tsv"))))
+    click.echo(f"\nas a page: rs-plugins report {logs} --out {shlex.quote(str(out / 'page'))}")

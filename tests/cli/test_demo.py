@@ -1,7 +1,10 @@
+import shlex
+
 import pytest
 from click.testing import CliRunner
 
 from rs_plugins.cli.demo import demo
+from rs_plugins.cli.report import report
 
 
 def invoke(*arguments):
@@ -18,6 +21,11 @@ def test_options_reach_the_demo(tmp_path):
     rows = (tmp_path / "x" / "certified-rs-plugins.tsv").read_text().splitlines()
     assert len(rows) == 4
     assert rows[-1].split("\t")[8:] == ["100", "20", "0.4", "0.001", "3", "", "", "0"]
+    words = shlex.split(result.output.rpartition("as a page: ")[2])
+    assert words[:2] == ["rs-plugins", "report"]
+    page = CliRunner().invoke(report, words[2:])
+    assert page.exit_code == 0, page.output
+    assert (tmp_path / "x" / "page" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
