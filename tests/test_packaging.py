@@ -1,6 +1,7 @@
 """The wheel holds what it must and no more, and `adapters` stays AdapterHub's."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import rs_plugins
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"rs_plugins": ROOT, "rs_plugins_art": ROOT / "adapters", "rs_plugins_torchattacks": ROOT / "adapters"}
@@ -135,3 +138,13 @@ def test_adapters_is_the_installed_package_of_that_name(site, cwd, form):
     environ = os.environ | {"PYTHONPATH": str(site.folder)}
     done = subprocess.run([*start, "-c", code], cwd=cwd, env=environ, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "AdapterHub", done.stderr
+
+
+def test_the_version_is_the_same_everywhere():
+    """And the changelog has a chapter of it, with a date."""
+    version = rs_plugins.__version__
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
+    chapters = re.findall(r"^## \[([^]]+)\](.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert chapters[0] == ("Unreleased", "")
+    assert re.fullmatch(r" - \d{4}-\d\d-\d\d", dict(chapters)[version])
