@@ -5,7 +5,6 @@ certificates of the single networks, count for count, on as many images as --che
 """
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,7 @@ import torch
 from adapter_methods import PLACE, WAYS
 from adapter_runs import GRID_NOTE, RADII, Run, cells, figures, grid, run_options, table
 from budgeted_training import Budget
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import Tensor, nn
 
 from rs_plugins.core.certification import certify
@@ -70,8 +69,7 @@ def main(
     click.echo(text)
     if out is not None:
         figures_of = {"made": made, "rows": rows, "passes": times, "same_counts": equal}
-        out.with_suffix(".md").write_text(text)
-        out.with_suffix(".json").write_text(json.dumps(figures_of, indent=1) + "\n")
+        keep(out, text, figures_of)
 
 
 def trained(run: Run) -> nn.Module:

@@ -4,7 +4,6 @@ Deng et al. (2024) claim that it does not depend on them much. Each certifying a
 (kind "image") is trained for the same number of images; for comparison a copy of the extractor at some learning rates.
 """
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
@@ -17,7 +16,7 @@ import torch
 from adapter_methods import SHAPE, Way, adapted, clean_trained
 from adapter_runs import GRID_NOTE, RADII, Run, cells, run_options, table
 from budgeted_training import Budget
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import nn
 
 from rs_plugins.core.certifying_adapters.adapted import AdaptedClassifier
@@ -62,9 +61,8 @@ def main(
     text = markdown(made, rows)
     click.echo(text)
     if out is not None:
-        out.with_suffix(".md").write_text(text)
         plain = [{key: value for key, value in row.items() if key != "radii"} for row in rows]
-        out.with_suffix(".json").write_text(json.dumps({"made": made, "rows": plain}, indent=1) + "\n")
+        keep(out, text, {"made": made, "rows": plain})
 
 
 def numbers(text: str, kind: type) -> list[Any]:

@@ -8,7 +8,6 @@
 """
 
 import ctypes
-import json
 import multiprocessing
 import statistics
 import warnings
@@ -20,7 +19,7 @@ import torch
 from attack_methods import OURS, PEERS, Attack, Budget
 from attack_networks import SIGMA, VICTIMS, Victim
 from attack_strength import Count
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
@@ -128,8 +127,5 @@ def cost(victims: str, images: int, steps: int, samples: int, batch: int, repeat
             memory.append({"victim": victim_name, "attack": name, "few": few, "many": many})
     made = environment("bench_attacks.py", clock)
     text = markdown(made, timed, memory)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"made": made, "time": timed, "memory": memory}, indent=1)
-    out.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    keep(out, text, {"made": made, "time": timed, "memory": memory})
     click.echo(text)

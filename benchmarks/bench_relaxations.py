@@ -11,7 +11,6 @@ The methods take turns; figures are medians.
 import contextlib
 import copy
 import io
-import json
 import statistics
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 from certify_networks import DATA
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -253,12 +252,11 @@ def write(out: Path, found: dict[Case, dict[str, Figures]], made: dict[str, Any]
     tables = "\n".join(f"```\n{table(case, figures)}```\n" for case, figures in found.items())
     settings = "\n".join(f"* {name}: {value}" for name, value in made.items())
     text = f"# Bounds: how tight, and what they cost\n\n{NOTES}\n{tables}\n{settings}\n"
-    out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
     figures = [
         {**case._asdict(), "methods": {name: row._asdict() for name, row in rows.items()}}
         for case, rows in found.items()
     ]
-    out.with_name(f"{out.name}.json").write_text(json.dumps({"made": made, "cases": figures}, indent=2) + "\n")
+    keep(out, text, {"made": made, "cases": figures})
 
 
 NOTES = """\

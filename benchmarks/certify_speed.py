@@ -11,7 +11,6 @@ this process, so that other programs on the machine disturb little; else it is t
 """
 
 import copy
-import json
 import os
 import statistics
 import time
@@ -25,7 +24,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -336,10 +335,7 @@ def speed(
                 rows += measure(name, *found, setting, clock, repeats, seconds)
     made = environment("bench_certify.py", clock)
     text = markdown(made, rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"made": made, "rows": [asdict(row) for row in rows]}, indent=1)
-    out.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    keep(out, text, {"made": made, "rows": [asdict(row) for row in rows]})
     click.echo(text)
 
 

@@ -5,7 +5,6 @@ were chosen on held-out training images. Then evenly spaced test images are cert
 command goes on; networks and logs are kept in a folder.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from adapter_methods import WAYS, clean_trained
 from adapter_runs import GRID_NOTE, RADII, Run, cells, run_options, table
 from budgeted_training import Budget
-from machine import Clock, environment
+from machine import Clock, environment, keep
 
 DEFAULT = [name for name in WAYS if name != "lora"]
 NOTES = """\
@@ -58,8 +57,7 @@ def main(
     text = markdown(made, rows, sum(parameter.numel() for parameter in clean_trained(how["base"]).parameters()))
     click.echo(text)
     if out is not None:
-        out.with_suffix(".md").write_text(text)
-        out.with_suffix(".json").write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n")
+        keep(out, text, {"made": made, "rows": rows})
 
 
 def compare(rows: Sequence[dict[str, Any]]) -> None:

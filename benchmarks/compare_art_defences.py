@@ -94,9 +94,9 @@ def main(
     text = markdown(made(how), rows)
     click.echo(text)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
-        out.with_name(f"{out.name}.json").write_text(json.dumps({"made": made(how), "rows": rows}, indent=1) + "\n")
+        from machine import keep
+
+        keep(out, text, {"made": made(how), "rows": rows})
 
 
 def run(name: str, how: Mapping[str, Any], place: Path) -> dict[str, Any]:

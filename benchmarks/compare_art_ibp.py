@@ -10,7 +10,6 @@ are processor time of an epoch.
 
 import contextlib
 import io
-import json
 import statistics
 import warnings
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import torch
 from art.defences.trainer import AdversarialTrainerCertifiedIBPPyTorch
 from art.estimators.certification.interval import PyTorchIBPClassifier
 from certify_networks import DATA
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -245,9 +244,7 @@ def main(
     made = environment("compare_art_ibp.py", Clock("cpu", 1)) | {"art": art.__version__} | settings._asdict()
     made |= {"training images": train_images, "test images": test_images, "seeds": seeds, "width": width}
     text = markdown(made, rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    keep(out, text, {"made": made, "rows": rows})
     click.echo(text)
 
 

@@ -30,7 +30,7 @@ from adapter_runs import table
 from art.defences.trainer import AdversarialTrainerMadryPGD
 from art.estimators.classification import PyTorchClassifier
 from budgeted_training import BATCH_SIZE, Budget, learning_rate, optimizer_of, train_within
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from safetensors.torch import save_file
 from torch import nn
 from torchattacks.attack import Attack
@@ -290,11 +290,8 @@ def main(
     text = markdown(made, runs, names, norms, sizes, cost)
     click.echo(text)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
         figures = {run.title: run.noted() for run in runs if run.noted()}
-        everything = {"made": made, "runs": figures, "cost of a step": cost}
-        out.with_name(f"{out.name}.json").write_text(json.dumps(everything, indent=1) + "\n")
+        keep(out, text, {"made": made, "runs": figures, "cost of a step": cost})
 
 
 def markdown(

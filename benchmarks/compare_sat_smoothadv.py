@@ -4,7 +4,6 @@ A ResNet-20 with initial weights, CIFAR-10 (JPEG), PGD of two steps on two noise
 images (`budgeted_training.py`); the networks differ in the activation alone.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from adapter_methods import SHAPE, Way
 from adapter_runs import GRID_NOTE, RADII, Run, cells, run_options, table
 from budgeted_training import Budget
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -88,9 +87,8 @@ def main(
     text = "\n\n".join([*parts, (__doc__ or "").strip()]) + "\n"
     click.echo(text)
     if out is not None:
-        out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
         figures = [{key: value for key, value in row.items() if key != "radii"} for row in rows]
-        out.with_name(f"{out.name}.json").write_text(json.dumps({"made": made, "rows": figures}, indent=1) + "\n")
+        keep(out, text, {"made": made, "rows": figures})
 
 
 if __name__ == "__main__":

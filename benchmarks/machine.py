@@ -1,10 +1,12 @@
 """The clock of a benchmark, and what its figures were made with."""
 
+import json
 import os
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,13 @@ def environment(script: str, clock: Clock) -> dict[str, Any]:
         "numpy": np.__version__,
     }
     return made | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def keep(out: Path, text: str, figures: Mapping[str, Any]) -> None:
+    """Write the files ``out``.md and ``out``.json of results; the folder is made if it is not there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_name(f"{out.name}.md").write_text(text, encoding="utf-8")
+    out.with_name(f"{out.name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def processor() -> str:

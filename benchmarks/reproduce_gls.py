@@ -6,7 +6,6 @@ within the same budget of processor seconds or of epochs, from several seeds. Th
 figures are not known to us. Networks and logs are kept in a folder: stopped at any moment, the same command goes on.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import click
 import torch
 from certified_runs import BATCH_SIZE, CLIP, LR, RAMP, WARM, Run
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from tqdm.auto import tqdm
 
 from rs_plugins.text_tables import as_text
@@ -111,12 +110,9 @@ def spread(values: Sequence[float]) -> str:
 
 def write(out: Path, found: Sequence[dict[str, Any]], text: str, made: dict[str, Any]) -> None:
     """Write the table as Markdown, and the figures of each network as JSON."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     lines = "\n".join(f"* {name}: {value}" for name, value in made.items())
-    out.with_name(f"{out.name}.md").write_text(
-        f"# Certified training with a smoothed loss\n\n```\n{text}\n```\n\n{NOTES}\n{lines}\n", encoding="utf-8"
-    )
-    out.with_name(f"{out.name}.json").write_text(json.dumps({"made": made, "networks": found}, indent=2) + "\n")
+    page = f"# Certified training with a smoothed loss\n\n```\n{text}\n```\n\n{NOTES}\n{lines}\n"
+    keep(out, page, {"made": made, "networks": found})
 
 
 if __name__ == "__main__":

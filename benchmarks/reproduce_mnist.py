@@ -5,7 +5,6 @@ recipe with all that it counts in epochs (drops of the learning rate, warm-up) i
 takes so many, evenly spaced; both are in the table.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import click
 import torch
 from certify_networks import DATA
 from control_variates import acr_of_all_images
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from published_mnist import PUBLISHED
 
 from rs_plugins.core.architectures.named import make_network
@@ -68,8 +67,7 @@ def main(presets: str, out: Path | None, train_only: bool, threads: int, folder:
     text = markdown(made, rows)
     click.echo(text)
     if out is not None:
-        out.with_suffix(".md").write_text(text)
-        out.with_suffix(".json").write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n")
+        keep(out, text, {"made": made, "rows": rows})
 
 
 def run_of(name: str, folder: Path, how: dict[str, Any]) -> Path:

@@ -20,7 +20,6 @@ up and MACER's second term is there. The two take turns, from the same weights; 
 """
 
 import copy
-import json
 import statistics
 import warnings
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 from attack_networks import VICTIMS
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
@@ -227,8 +226,5 @@ def cost(
             click.echo(f"{victim.name}: {method}: {row['ratio']:.3f}")
     made_with = environment("bench_training.py", clock)
     text = markdown(made_with, rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"made": made_with, "rows": rows}, indent=1)
-    out.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    keep(out, text, {"made": made_with, "rows": rows})
     click.echo(text)

@@ -7,7 +7,6 @@ paper has at 1. Forward inputs are the images that went through the network, cou
 of the network on noisy test images, the same for all; after so few epochs it says little: other seeds move it by more.
 """
 
-import json
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from art.estimators.certification.randomized_smoothing.macer.pytorch import PyTo
 from art.estimators.certification.randomized_smoothing.smooth_adv.pytorch import PyTorchSmoothAdv
 from art.estimators.certification.randomized_smoothing.smooth_mix.pytorch import PyTorchSmoothMix
 from certify_networks import DATA
-from machine import Clock, environment
+from machine import Clock, environment, keep
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -219,9 +218,7 @@ def peers(images: int, batch_size: int, epochs: int, rate: float, repeats: int, 
     rows = [summary(row, own[row.method], column) for row, column in zip(ROWS, columns, strict=True)]
     made = environment("bench_training.py", clock) | {"art": art.__version__, "sigma": SIGMA}
     text = markdown(made, rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    keep(out, text, {"made": made, "rows": rows})
     click.echo(text)
 
 

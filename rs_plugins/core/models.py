@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -258,3 +259,15 @@ def without_addresses(text: str) -> str:
 
 def _same_device(wanted: torch.device, home: torch.device) -> bool:
     return wanted.type == home.type and (wanted.index is None or wanted.index == home.index)
+
+
+class Holder(nn.Module):
+    """Calls ``model``: what torch.fx follows, so that constants which it finds are not hung into the model itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        """Return what the model returns."""
+        return self.model(x)

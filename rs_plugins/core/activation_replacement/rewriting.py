@@ -14,6 +14,7 @@ from rs_plugins.core.activation_replacement.calls import RELU, is_relu, relu_cal
 from rs_plugins.core.activation_replacement.running import Attributes, outputs, same, undisturbed
 from rs_plugins.core.activation_replacement.surgery import Replacements, put
 from rs_plugins.core.activations import ParametricSoftplus, SmoothReLU
+from rs_plugins.core.models import Holder
 
 _ROOT = "model"  # where the model hangs while it is followed: the first part of every path
 _SITES = "smooth_activations"  # where activations in the place of functions hang, in the module that called them
@@ -103,17 +104,6 @@ def rewrite(model: nn.Module, images: Tensor, replacements: Replacements) -> Rew
     return rewritten
 
 
-class _Holder(nn.Module):
-    """What is followed, so that constants which torch.fx finds are not hung into the model itself."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x)
-
-
 class _Tracer(fx.Tracer):
     """Does not look into activations that are in the place of ReLU already."""
 
@@ -127,7 +117,7 @@ class _Tracer(fx.Tracer):
 
 
 def _followed(model: nn.Module, tracer: _Tracer, *, training: bool) -> tuple[nn.Module, fx.Graph]:
-    holder = _Holder(model)
+    holder = Holder(model)
     with undisturbed(model):
         before, generators = Attributes(model.train(training)), _generators()
         try:

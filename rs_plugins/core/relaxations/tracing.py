@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rs_plugins.core.architectures.normalise import Normalise
-from rs_plugins.core.models import check_noiseless, evaluating, probe
+from rs_plugins.core.models import Holder, check_noiseless, evaluating, probe
 from rs_plugins.core.relaxations.activations import activation_of
 from rs_plugins.core.streams import stream
 from rs_plugins.errors import ModelError
@@ -138,7 +138,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Trace:
     _check_hooks(model)
     images = _images(model, shape)
     probe(model, images[:1])
-    holder = _Holder(model)
+    holder = Holder(model)
     with evaluating(model), torch.inference_mode(mode=False), torch.no_grad():
         graph = _follow(holder, model)
         runner = _Runner(holder, graph, model)
@@ -177,21 +177,10 @@ def _attribute(root: nn.Module, path: str) -> Any:
     return value
 
 
-class _Holder(nn.Module):
-    """What is traced, so that constants which torch.fx finds are not hung into the model itself."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x)
-
-
 class _Runner(fx.Interpreter):
     """Runs the calls one by one, and sees when a value is used that was changed in place after it was computed."""
 
-    def __init__(self, holder: _Holder, graph: fx.Graph, model: nn.Module) -> None:
+    def __init__(self, holder: Holder, graph: fx.Graph, model: nn.Module) -> None:
         super().__init__(fx.GraphModule(holder, graph), garbage_collect_values=False)
         self.extra_traceback = False  # which would be put into the message
         self._model = model

@@ -61,7 +61,22 @@ def attacked(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD:
+class _Stepping:
+    """Settings of an attack of so many steps within a budget."""
+
+    eps: float
+    steps: int
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, "eps", check_positive)
+        _check(self, "steps", check_count)
+        if self.step is not None:
+            _check(self, "step", check_positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(_Stepping):
     """Projected ascent along the normalised gradient of J, box before ball (Salman et al. 2019).
 
     An image without gradient goes in a random direction that is the same for all (theirs: one for each).
@@ -77,13 +92,6 @@ class PGD:
 
     eps: float = 1.0
     steps: int = 10
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        _check(self, "eps", check_positive)
-        _check(self, "steps", check_count)
-        if self.step is not None:
-            _check(self, "step", check_positive)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, e: Tensor, share: float) -> Tensor:
         """Return the perturbed images, see `Attack`."""
@@ -95,7 +103,7 @@ class PGD:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BallFirstPGD:
+class BallFirstPGD(_Stepping):
     """Projected ascent as in the code of Jeong and Shin (2020): ball before box, gradient/(norm + 1e-8).
 
     So a slope far below 1e-8 hardly moves an image. J is summed over the batch (theirs: averaged), so that the guard
@@ -112,13 +120,6 @@ class BallFirstPGD:
 
     eps: float = 2.0
     steps: int = 4
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        _check(self, "eps", check_positive)
-        _check(self, "steps", check_count)
-        if self.step is not None:
-            _check(self, "step", check_positive)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, e: Tensor, share: float) -> Tensor:
         """Return the perturbed images, see `Attack`."""
