@@ -21,6 +21,7 @@ from rs_plugins.core.noise import Family, GaussianNoise
 from rs_plugins.core.perturbing import check_on_grid
 from rs_plugins.core.plans.fixed_budget import FixedBudget
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Plan, Verdict
+from rs_plugins.core.plans.supervision import check_noise_of, check_plan, check_verdict, supervised
 from rs_plugins.core.procedures import Counts, Procedure, Turn
 from rs_plugins.core.streams import stream
 from rs_plugins.core.votes import Poll
@@ -214,9 +215,10 @@ def certify(
         ModelError: If the model does not return logits (1, classes) without NaN on the first image, what it says of a
             noisy copy depends on the batch, or it cannot be copied or compiled as asked; later, if its weights are
             changed before the last certificate is taken.
+        PluginError: Later, if a plan or a noise family of somebody else's raises anything that is not ours.
         MissingDependencyError: If ``compile`` needs a C++ compiler that is not there.
     """
-    plan = FixedBudget() if plan is None else _check_plan(plan)
+    plan = FixedBudget() if plan is None else check_plan(plan)
     classifier = as_base_classifier(model, classes)
     if isinstance(classifier, UnseenModule) and (dtype is not None or channels_last or compile):
         raise InputError("dtype, channels_last, compile: only for torch modules; a function is called as it is")
@@ -234,16 +236,9 @@ def certify(
         channels_last=channels_last,
         compile=compile,
     )
-    plan.check(poll.noise)
+    check_noise_of(plan, poll.noise)
     _check_watch(watch, plan)
     return Certificates(poll, plan, watch, progress)
-
-
-def _check_plan(plan: Plan) -> Plan:
-    wanted = ("alpha", "bound", "check", "most", "procedure")
-    if isinstance(plan, type) or not all(hasattr(plan, name) for name in wanted):
-        raise InputError(f"plan: expected a plan such as FixedBudget(n=1000), got {plan!r}")
-    return plan
 
 
 def _check_watch(watch: object, plan: Plan) -> None:
@@ -264,11 +259,14 @@ def _certificates(
 
     def procedure(turn: Turn) -> Procedure[Verdict]:
         def report(verdict: Verdict) -> bool:
-            return watch is not None and bool(watch(certificate(turn.index, verdict, turn.invalid, turn.seconds)))
+            if watch is None:
+                return False
+            interim = check_verdict(verdict, plan)
+            return bool(watch(certificate(turn.index, interim, turn.invalid, turn.seconds)))
 
         source = stream(poll.seed, "randomised bound", turn.index)
         draw = 1 - float(torch.rand((), dtype=torch.float64, generator=source))  # in (0, 1]
-        return plan.procedure(Case(poll.noise, draw, lambda: turn.seconds, report))
+        return supervised(plan, Case(poll.noise, draw, lambda: turn.seconds, report))
 
     with _Progress(plan.most, len(poll.images), shown=progress) as bar:
         for index, ballot in zip(poll.indices, poll.run(procedure, most=most), strict=True):

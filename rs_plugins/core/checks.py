@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ MOST = 2**63 - 1  # what counters hold
 MOST_INDICES = 2**32  # as many images have a noise stream of their own
 LIKELY_SIGMA = 4.0  # a larger one is probably meant for pixels in [0, 255]
 PIXEL_TOLERANCE = 1e-6  # a round trip through normalisation moves pixels this far out of [0, 1]
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Return whether ``value`` is a real number, Python's or NumPy's: no bool, no text, no tensor; it may be NaN."""
+    return isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
 
 
 def check_positive(value: float, name: str) -> float:

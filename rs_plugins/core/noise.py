@@ -22,7 +22,7 @@ from rs_plugins.core.rounding import (
     product_below,
     quotient_above,
 )
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsError
 
 _CLASSES = {
     "gaussian": "GaussianNoise",
@@ -186,8 +186,13 @@ def make_noise(family: Family, sigma: float, shape: Sequence[int] | None = None)
     sigma = check_positive(sigma, "sigma")
     try:
         noise = family(sigma)
+    except RSPluginsError:
+        raise
     except TypeError as error:
         raise InputError(f"family: expected a function of sigma alone, got {family!r} ({error})") from error
+    except Exception as error:  # somebody else's constructor
+        name, cause = getattr(family, "name", family), f"{type(error).__name__}: {error}"
+        raise InputError(f"noise {name!r}: cannot be made with sigma = {sigma:g}: {cause}") from error
     missing = [name for name in ("name", "norm", "sigma", "draw_", "radius") if not hasattr(noise, name)]
     if missing:
         raise InputError(f"family: expected a noise family, got {family!r}, whose noise has no {', '.join(missing)}")

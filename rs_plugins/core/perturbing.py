@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rs_plugins.core.noise import Noise
+from rs_plugins.core.noise_promises import draw_into
 
 
 @runtime_checkable
@@ -35,7 +36,7 @@ def perturb_(noise: Noise, out: Tensor, images: Tensor, generator: torch.Generat
     own: Callable[[Tensor, Tensor, torch.Generator], Tensor | None] | None = getattr(noise, "perturb_", None)
     if own is not None:  # not isinstance: of a protocol that takes microseconds, and this is called for every block
         return own(out, images, generator)
-    noise.draw_(out, generator).add_(images)
+    draw_into(noise, out, generator).add_(images)
     return None
 
 

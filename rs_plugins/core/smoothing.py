@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rs_plugins.core.checks import check_count, check_seed
 from rs_plugins.core.models import NoisyModule, check_logits, check_noiseless
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
+from rs_plugins.core.noise_promises import draw_into
 from rs_plugins.core.objectives import LOG_MEAN_SOFTMAX, Logits, log_probabilities, noisy_logits, passes
 from rs_plugins.core.procedures import Counts
 from rs_plugins.core.streams import fresh_seed, stream
@@ -129,7 +130,7 @@ def shared_draws(noise: Noise, samples: int, x: Tensor, source: torch.Generator)
     """Return ``samples`` draws (samples, *input) for images like those of ``x`` (n, *input)."""
     exact = torch.promote_types(x.dtype, torch.float32)
     out = torch.empty(samples, *x.shape[1:], dtype=exact, device=x.device)
-    return noise.draw_(out, source).to(x.dtype)
+    return draw_into(noise, out, source).to(x.dtype)
 
 
 def soft_vote(logits: Logits, x: Tensor, draws: Tensor, *, chunk: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 
 from rs_plugins.core.checks import check_choice, check_count, check_nonnegative, check_probability
 from rs_plugins.core.noise import Noise, NoiseAtRadius
+from rs_plugins.core.noise_promises import promised_number
 from rs_plugins.core.plans.protocol import ABSTAIN, Case, Verdict
 from rs_plugins.core.procedures import Procedure
 from rs_plugins.core.sequential_test import Boundary, betting_boundary, exact_boundary, schedule
@@ -84,7 +85,7 @@ class OnGrid:
         within = len(self.reachable(noise))
         if within == len(self.radii):
             return
-        most = max(noise.radius(max(0.5, self.alpha ** (1 / self.n))), 0.0)
+        most = promised_number(noise, "radius", max(0.5, self.alpha ** (1 / self.n)))
         reason = (
             f"even if all agree, n = {self.n} votes at sigma = {noise.sigma} prove no radius above {most:.4g} pixels"
         )
@@ -99,7 +100,8 @@ class OnGrid:
             raise InputError(f"family: expected noise with probability(radius) for this plan, got {noise.name} noise")
         # a float may be a little less than the decimal that is printed for it
         probabilities = (
-            noise.probability(math.nextafter(radius, math.inf) if radius else 0.0) for radius in self.radii
+            promised_number(noise, "probability", math.nextafter(radius, math.inf) if radius else 0.0, most=1)
+            for radius in self.radii
         )
         return tuple(p for p in probabilities if p < 1 and p**self.n < 0.999 * self.alpha)
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from rs_plugins.core.noise import Noise, NoiseWithRunnerUp
+from rs_plugins.core.noise_promises import promised_number
 from rs_plugins.core.perturbing import may_fail
 from rs_plugins.core.procedures import Counts, Procedure
 from rs_plugins.errors import InputError
@@ -95,15 +96,22 @@ def concluded(
     """Return the verdict that these bounds allow: ``guess`` with the largest radius they certify, or an abstention.
 
     ``runner_up`` bounds the probability of every other class; None where 1 - ``p_lower`` is all that is known.
+
+    Raises:
+        InputError: If ``p_lower`` or ``runner_up`` is outside [0, 1], or what the noise gives is no radius.
     """
+    for bound, name in ((p_lower, "p_lower"), (runner_up, "runner_up")):
+        if bound is not None and not 0 <= bound <= 1:
+            raise InputError(f"{name}: expected a probability, from 0 to 1, got {bound}")
     rest = 1 - p_lower if runner_up is None else min(runner_up, 1 - p_lower)
     if p_lower < 0.5 and p_lower <= rest:
         prediction, radius = ABSTAIN, 0.0
     elif runner_up is None:
-        prediction, radius = guess, case.noise.radius(p_lower)
+        prediction, radius = int(guess), promised_number(case.noise, "radius", p_lower)
     else:
-        prediction, radius = guess, check_runner_up(case.noise).radius_between(p_lower, rest)
-    return Verdict(prediction, radius, guess, count, n, n0, p_lower, runner_up, draw)
+        noise = check_runner_up(case.noise)
+        prediction, radius = int(guess), promised_number(noise, "radius_between", p_lower, rest)
+    return Verdict(prediction, radius, int(guess), int(count), n, n0, p_lower, runner_up, draw)
 
 
 def strongest_rival(case: Case, votes: Counts, guess: int, n: int) -> int:

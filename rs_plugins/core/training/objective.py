@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rs_plugins.core.checks import check_nonnegative
 from rs_plugins.core.noise import Family, GaussianNoise, Noise, make_noise
+from rs_plugins.core.noise_promises import draw_into
 from rs_plugins.core.streams import stream
 
 
@@ -75,7 +76,7 @@ class StreamDraws:
 
     def noise(self, noise: Noise, x: Tensor, samples: int) -> Tensor:
         """Return draws of ``noise`` for ``x`` (n, *input), independent per image and sample, (n, samples, *input)."""
-        return noise.draw_(x.new_empty(len(x), samples, *x.shape[1:]), self.generator)
+        return draw_into(noise, x.new_empty(len(x), samples, *x.shape[1:]), self.generator)
 
     def uniform(self, x: Tensor) -> Tensor:
         """Return one number for each of the images ``x`` (n, *input), uniform in [0, 1), as (n,)."""
