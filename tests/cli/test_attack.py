@@ -286,11 +286,14 @@ def test_the_attack_is_looked_up_before_anything_is_read():
 @pytest.mark.usefixtures("folder")
 def test_what_an_attack_or_a_model_raises_is_a_line_and_the_place():
     result = invoke(COMMAND, "--attack", "torchattacks.APGD:norm=L7")
-    assert (result.exit_code, result.stderr) == (1, "Error: attack: it fails: AssertionError: no message\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: attack torchattacks.APGD: it fails: AssertionError: no message\n",
+    )
     result = invoke(COMMAND, "--model", "my_models:fails")
     assert result.exit_code == 1
     line = 1 + MODELS.splitlines().index("                torch.zeros(3) + torch.zeros(4)")
-    assert "Error: attack: it fails: RuntimeError: The size of tensor a (3) must match" in result.stderr
+    assert ": it fails: RuntimeError: The size of tensor a (3) must match" in result.stderr
     assert f"\n  my_models.py:{line}, in forward: torch.zeros(3) + torch.zeros(4)\n" in result.stderr
 
 

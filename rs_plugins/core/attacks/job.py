@@ -16,7 +16,7 @@ from rs_plugins.core.attacks.evaluation import AttackEvaluation, check_votes, ev
 from rs_plugins.core.attacks.figures import Predictions
 from rs_plugins.core.attacks.folder import FINISHED, AttackFolder, Columns
 from rs_plugins.core.certification import majority
-from rs_plugins.core.checks import check_count, check_probability, check_seed, check_sigma
+from rs_plugins.core.checks import PIXEL_TOLERANCE, check_count, check_probability, check_seed, check_sigma
 from rs_plugins.core.data_sets.data_set import DataSet
 from rs_plugins.core.data_sets.opening import as_data_set, check_classes
 from rs_plugins.core.global_randomness import global_randomness
@@ -70,8 +70,8 @@ def attack_data_set(
     with ``resume``, it goes on. The judge's votes do not depend on how images are batched.
 
     Args:
-        attack: Called with images (k, *input) and labels (k,) on the model's device; its attribute ``success``, if it
-            has one after a call, is kept beside the judge's figures.
+        attack: Called with copies of images (k, *input) and labels (k,) on the model's device; its attribute
+            ``success``, if it has one after a call, is kept beside the judge's figures.
         smoothed: The classifier by which the attack is judged.
         data: The images with their labels, as `open_data_set` returns them, or the text that it takes.
         folder: Where results are kept (`rs_plugins.core.attacks.folder`); ``adversarial.npz`` in it can be opened as a
@@ -107,6 +107,7 @@ def attack_data_set(
     check_classes(probe(smoothed.base, data.read(positions[:1]).to(home, dtype)), data)
     judge = {"n": n, "alpha": alpha, "seed": check_seed(seed)}
     batches = {"batch_size": size} if batches_matter else {}
+    name = f"attack {settings['attack']}" if "attack" in settings else "attack"
     made_with = {**settings, **batches, **judge, **_provenance(smoothed, home), **data.identity}
     with AttackFolder(folder, made_with, resume=resume, columns=FINISHED) as kept:
         done = set(_indices(kept.read(), positions, kept.path))
@@ -114,7 +115,7 @@ def attack_data_set(
         with tqdm(total=len(positions), initial=len(done), desc="attack", unit="image", disable=not progress) as bar:
             for start in range(0, len(left), size):
                 part = left[start : start + size]
-                kept.add(_batch(attack, smoothed, data, part, home, {**judge, "progress": progress}))
+                kept.add(_batch(attack, smoothed, data, part, home, {**judge, "progress": progress}, name))
                 bar.update(len(part))
         results = kept.read()
         evaluation = _evaluation(results, smoothed.sigma, judge, confidence)
@@ -157,10 +158,11 @@ def _batch(
     positions: list[int],
     device: torch.device,
     judge: Mapping[str, Any],
+    name: str,
 ) -> Columns:
-    """Attack and judge the images at ``positions``."""
+    """Attack and judge the images at ``positions``; ``name`` is what messages call the attack."""
     images, labels = data.read(positions), torch.from_numpy(data.labels[positions])
-    attacked = _attacked(attack, images.to(device), labels.to(device), judge["seed"], positions[0])
+    attacked = _attacked(attack, name, images.to(device), labels.to(device), judge["seed"], positions[0])
     found = evaluate_attack(smoothed, images, attacked, labels, indices=positions, device=device, **judge)
     columns: Columns = {
         "index": found.indices,
@@ -174,28 +176,46 @@ def _batch(
     }
     claimed = getattr(attack, "success", None)
     if claimed is not None:
-        columns["claimed"] = _claims(claimed, len(positions))
+        columns["claimed"] = _claims(claimed, len(positions), name)
     return columns
 
 
-def _attacked(attack: Attack, images: Tensor, labels: Tensor, seed: int, first: int) -> Tensor:
+def _attacked(attack: Attack, name: str, images: Tensor, labels: Tensor, seed: int, first: int) -> Tensor:
     try:
         with global_randomness(stream(seed, "global", first).initial_seed()):
-            attacked = attack(images, labels)
+            attacked = attack(images.clone(), labels.clone())  # it may write into what it is given
     except RSPluginsError:
         raise
     except Exception as error:  # somebody else's attack may raise anything
-        raise PluginError(f"attack: it fails: {type(error).__name__}: {str(error) or 'no message'}") from error
+        raise PluginError(f"{name}: it fails: {type(error).__name__}: {str(error) or 'no message'}") from error
+    return _check_attacked(attacked, name, images).detach().to("cpu", torch.float32)
+
+
+def _check_attacked(attacked: object, name: str, images: Tensor) -> Tensor:
+    """Return what an attack made of ``images`` if it can be judged.
+
+    Raises:
+        InputError: If it is no tensor of such images, with pixels in [0, 1].
+    """
     if not isinstance(attacked, Tensor):
-        raise InputError(f"attack: expected it to return a tensor of images, got {type(attacked).__name__}")
-    return attacked.detach().to("cpu", torch.float32)
+        got = type(attacked).__name__
+    elif attacked.shape != images.shape:
+        got = f"shape {tuple(attacked.shape)}"
+    elif not bool(attacked.isfinite().all()):
+        got = "NaN or infinity"
+    else:
+        low, high = (float(bound) for bound in attacked.detach().aminmax())
+        if low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE:
+            return attacked
+        got = f"pixels from {low:.6g} to {high:.6g}"
+    raise InputError(f"{name}: it returned {got}; expected a tensor {tuple(images.shape)} of pixels in [0, 1]")
 
 
-def _claims(claimed: Any, n: int) -> npt.NDArray[np.bool_]:
+def _claims(claimed: Any, n: int, name: str) -> npt.NDArray[np.bool_]:
     flags = np.asarray(claimed.cpu() if isinstance(claimed, Tensor) else claimed)
     if flags.shape != (n,) or flags.dtype != np.bool_:
         got = f"{flags.dtype} of shape {flags.shape}"
-        raise InputError(f"attack: expected its success to be boolean, one per image ({n},), got {got}")
+        raise InputError(f"{name}: expected its success to be boolean, one per image ({n},), got {got}")
     return flags
 
 

@@ -207,15 +207,32 @@ def test_attacks_that_draw_globally_are_repeated_and_the_callers_state_is_put_ba
 @pytest.mark.parametrize(
     ("attack", "error", "message"),
     [
-        (lambda x, y: x.numpy(), InputError, "attack: expected it to return a tensor of images, got ndarray"),
-        (lambda x, y: x[:1], InputError, r"x_adv: expected the shape of x, \(4, 1, 4, 4\), got shape \(1, 1, 4, 4\)"),
-        (lambda x, y: x + 1, InputError, r"x_adv: expected pixels in \[0, 1\]"),
-        (lambda x, y: 1 / 0, PluginError, "attack: it fails: ZeroDivisionError: division by zero"),
+        (
+            lambda x, y: x.numpy(),
+            InputError,
+            r"returned ndarray; expected a tensor \(4, 1, 4, 4\) of pixels in \[0, 1\]",
+        ),
+        (lambda x, y: x[:1], InputError, r"returned shape \(1, 1, 4, 4\); expected a tensor \(4, 1, 4, 4\)"),
+        (lambda x, y: x * 0 + 1.5, InputError, r"returned pixels from 1.5 to 1.5; expected a tensor"),
+        (lambda x, y: x / 0, InputError, "returned NaN or infinity; expected"),
+        (lambda x, y: 1 / 0, PluginError, "it fails: ZeroDivisionError: division by zero"),
     ],
 )
 def test_attacks_that_do_not_work(smoothed, out, attack, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^attack darken: .*{message}"):
         job(attack, smoothed, out)
+
+
+def test_an_attack_may_write_into_what_it_is_given(smoothed, out):
+    def in_place(images, labels):
+        labels.zero_()
+        return images.mul_(0.5)
+
+    found, expected = job(in_place, smoothed, out), job(darken, smoothed, out.with_name("other"))
+    assert same(found, expected)
+    assert np.array_equal(found.images, expected.images)
+    assert (found.evaluation.l2 > 0.5).all()
+    assert torch.equal(DATA.read([0, 1]), torch.from_numpy(IMAGES[:2]))
 
 
 def test_claims_that_are_none(smoothed, out):
@@ -225,7 +242,10 @@ def test_claims_that_are_none(smoothed, out):
         def __call__(self, images, labels):
             return images
 
-    with pytest.raises(InputError, match=r"its success to be boolean, one per image \(4,\), got int64 of shape \(2,\)"):
+    with pytest.raises(
+        InputError,
+        match=r"^attack darken: expected its success to be boolean, one per image \(4,\), got int64 of shape \(2,\)",
+    ):
         job(Odd(), smoothed, out)
 
 
