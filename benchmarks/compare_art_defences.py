@@ -169,11 +169,8 @@ def made(how: Mapping[str, Any]) -> dict[str, Any]:
 
     day = datetime.now(tz=timezone.utc).date().isoformat()
     versions = {"art": art.__version__, "torchattacks": torchattacks.__version__, "date": day}
-    return (
-        environment("compare_art_defences.py", Clock("cpu", 1))
-        | versions
-        | {k: v for k, v in how.items() if v is not None}
-    )
+    found = environment("compare_art_defences.py", Clock("cpu", 1)) | versions | {"threads": 1}  # of each process
+    return found | {name: value for name, value in how.items() if value is not None}
 
 
 def markdown(made: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -4,8 +4,11 @@ Each is called with a `Setting` and returns what is deployed. All get the same n
 the same optimiser, images in the same batches' size, and the same budget of epochs or of processor seconds.
 """
 
+import atexit
 import contextlib
 import io
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -184,25 +187,57 @@ def plain(how: Setting, preprocessing: Callable[[Setting], Any] | None = None) -
     return Defended(model, chosen)
 
 
-def art_trainer(name: str, how: Setting, **options: Any) -> Defended:
-    """Train with an adversarial trainer of ART's."""
+def art_trainer(name: str, settings: Callable[[PyTorchClassifier, Setting], dict[str, Any]], how: Setting) -> Defended:
+    """Train with an adversarial trainer of ART's, with what ``settings`` makes of the classifier."""
     model = network(how)
     estimator = classifier(model, how)
-    kind = getattr(art_trainers, name)
-    attack = _attack(estimator, how)
-    more: dict[str, Any] = {"attack": attack}
-    if name == "AdversarialTrainerMadryPGD":
-        more = {"eps": how.eps_linf, "eps_step": how.eps_linf / 4, "max_iter": 7}
-    elif name == "AdversarialTrainerFBFPyTorch":
-        more = {"eps": how.eps_linf}
-    elif name == "AdversarialTrainerAWPPyTorch":
-        more["proxy_classifier"] = classifier(network(how), how)
-    elif name == "AdversarialTrainerOAATPyTorch":
-        proxies = [classifier(network(how), how) for _ in range(3)]
-        more |= {"proxy_classifier": proxies[0], "lpips_classifier": proxies[1], "list_avg_models": proxies[2:]}
     with training(how):
-        kind(estimator, **more, **options).fit(how.x, how.one_hot, batch_size=how.batch_size, nb_epochs=how.epochs)
+        trainer = getattr(art_trainers, name)(estimator, **settings(estimator, how))
+        trainer.fit(how.x, how.one_hot, batch_size=how.batch_size, nb_epochs=how.epochs)
     return Defended(model)
+
+
+def madry(_: PyTorchClassifier, how: Setting) -> dict[str, Any]:
+    """Return the attack in numbers."""
+    return {"eps": how.eps_linf, "eps_step": how.eps_linf / 4, "max_iter": 7}
+
+
+def trades(estimator: PyTorchClassifier, how: Setting) -> dict[str, Any]:
+    """Return the attack and the weight of robustness."""
+    return {"attack": _attack(estimator, how), "beta": 6.0}
+
+
+def fbf(_: PyTorchClassifier, how: Setting) -> dict[str, Any]:
+    """Return the budget."""
+    return {"eps": how.eps_linf}
+
+
+def awp(estimator: PyTorchClassifier, how: Setting) -> dict[str, Any]:
+    """Return the attack, and the network on which weights are perturbed."""
+    proxy = classifier(network(how), how)
+    return trades(estimator, how) | {"proxy_classifier": proxy, "mode": "PGD", "gamma": 0.01, "warmup": 0}
+
+
+def oaat(estimator: PyTorchClassifier, how: Setting) -> dict[str, Any]:
+    """Return the attack, the networks, and all parameters, which have no defaults; a folder is removed at the end."""
+    first, tau, folder = max(1, how.epochs // 4), 0.995, tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    averaged: dict[str, Any] = {"list_swa_epoch": [first], "list_swa_tau": [tau], "swa_save_epoch": first}
+    schedule = {"oaat_warmup": 0, "awp_warmup": first, "awp_gamma": 0.005, "beta": 1.5, "beta_final": 3.0}
+    eps = {"epsilon": how.eps_linf, "i_epsilon": how.eps_linf / 4, "alternate_iter_eps": 0.75 * how.eps_linf}
+    mixing = {"alpha": 1.0, "mixup_alpha": 0.2, "mixup_epsilon": how.eps_linf}
+    perception = {"lpips_weight": 1.0, "i_lpips_weight": 0.0, "layer_names_activation": ["conv1", "conv2"]}
+    descent = {"lr": 0.05, "lr_schedule": "cosine", "momentum": 0.9, "weight_decay": 5e-4}
+    files = {"load_swa_model_tau": tau, "models_path": folder}
+    proxies = [classifier(network(how), how) for _ in range(3)]
+    return {
+        "attack": _attack(estimator, how),
+        "proxy_classifier": proxies[0],
+        "lpips_classifier": proxies[1],
+        "list_avg_models": proxies[2:],
+        "train_params": {"max_iter": 7, "norm": "inf"}
+        | (averaged | schedule | eps | mixing | perception | descent | files),
+    }
 
 
 def _attack(estimator: PyTorchClassifier, how: Setting) -> ProjectedGradientDescent:
@@ -348,11 +383,11 @@ def _needed(name: str) -> bool:
 
 ARTS: dict[str, Defence] = {
     "ART none": plain,
-    "ART Madry": partial(art_trainer, "AdversarialTrainerMadryPGD"),
-    "ART TRADES": partial(art_trainer, "AdversarialTrainerTRADESPyTorch", beta=6.0),
-    "ART FBF": partial(art_trainer, "AdversarialTrainerFBFPyTorch"),
-    "ART AWP": partial(art_trainer, "AdversarialTrainerAWPPyTorch", mode="PGD", gamma=0.01, beta=6.0, warmup=0),
-    "ART OAAT": partial(art_trainer, "AdversarialTrainerOAATPyTorch", train_params={}),
+    "ART Madry": partial(art_trainer, "AdversarialTrainerMadryPGD", madry),
+    "ART TRADES": partial(art_trainer, "AdversarialTrainerTRADESPyTorch", trades),
+    "ART FBF": partial(art_trainer, "AdversarialTrainerFBFPyTorch", fbf),
+    "ART AWP": partial(art_trainer, "AdversarialTrainerAWPPyTorch", awp),
+    "ART OAAT": partial(art_trainer, "AdversarialTrainerOAATPyTorch", oaat),
     "ART IBP": art_ibp,
     "ART RandomizedSmoothing": partial(art_smoothed, "PyTorchRandomizedSmoothing"),
     "ART SmoothAdv": partial(art_smoothed, "PyTorchSmoothAdv", epsilon=0.5),

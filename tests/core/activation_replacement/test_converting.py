@@ -307,7 +307,7 @@ def relu_of_torch(z):
 
 def scripted(thing):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # torch is going to give it up
         return torch.jit.script(thing)
 
 

@@ -166,8 +166,7 @@ def test_a_radius_as_it_is_logged(radius):
     logged = as_logged(radius)
     assert radius * (1 - 2e-7) - 1e-12 <= logged <= radius + 1e-12
     assert float(radius_text(radius)) == logged == as_logged(logged)
-    if radius >= 1e-3:
-        assert float(format_down(radius)) >= logged >= float(format_down(radius * (1 - 1e-9)))
+    assert logged == float(format_down(round(radius, 12)))  # out of a grid of floats 1.9999999999998863 is 2
 
 
 @pytest.mark.parametrize(("radius", "text"), [(0.25, "0.25"), (2, "2"), (128 / 255, "0.50196078"), (1e-5, "1e-05")])
