@@ -20,7 +20,15 @@ from rs_plugins.core.results.files import HEADER, read_results
 from rs_plugins.core.results.merging import merge_results
 from rs_plugins.core.results.writer import ResultsWriter
 from rs_plugins.core.selection import Selection
-from rs_plugins.errors import InputError, ModelError, ModelWarning, ResultsError, ResultsWarning, RSPluginsWarning
+from rs_plugins.errors import (
+    InputError,
+    ModelError,
+    ModelWarning,
+    PluginError,
+    ResultsError,
+    ResultsWarning,
+    RSPluginsWarning,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 1, 3, 3), dtype=np.uint8)
 LABELS = np.arange(12) % 4
@@ -149,9 +157,44 @@ def test_a_log_that_exists_is_not_gone_on_with_unasked(tmp_path, whole):
     with pytest.raises(ResultsError, match=r"log.tsv: it exists; to go on with it use resume \(--resume\), else"):
         job(log)
     assert log.read_bytes() == b"anything"
+    for first in (b"anything\n", b"idx\tof something else\n"):
+        log.write_bytes(first)
+        with pytest.raises(ResultsError, match=r"log.tsv: "):
+            job(log)
+        assert log.read_bytes() == first
     log.write_bytes(b"")
     job(log)
     assert content(log) == content(whole)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_log_without_a_row_is_not_in_the_way(tmp_path, whole, resume):
+    log = tmp_path / "log.tsv"
+
+    class Fails(FixedBudget):
+        def procedure(self, case):
+            raise ZeroDivisionError
+
+    with pytest.raises(PluginError, match="plan: Fails fails: ZeroDivisionError"):
+        job(log, plan=Fails(n=50))
+    assert log.read_bytes().count(b"\n") == 1
+    job(log, resume=resume)
+    assert content(log) == content(whole)
+
+
+def test_two_processes_do_not_begin_one_log(tmp_path):
+    log, refused = tmp_path / "log.tsv", []
+
+    class Asks(FixedBudget):
+        def procedure(self, case):
+            if log.read_bytes().count(b"\n") == 1:  # no row yet
+                with pytest.raises(ResultsError, match=r"log.tsv: another process is writing this file"):
+                    job(log)
+                refused.append(log.read_bytes())
+            return (yield from super().procedure(case))
+
+    assert len(job(log, plan=Asks(n=50))) == 12
+    assert set(refused) == {HEADER.encode()}
 
 
 def cut(whole, log, size):

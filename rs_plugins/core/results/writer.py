@@ -218,14 +218,22 @@ def check_log(log: str | Path, *, resume: bool) -> Path:
 
     Raises:
         InputError: If there is no such folder.
-        ResultsError: If the log exists and is not to be gone on with.
+        ResultsError: If the log exists, has a row and is not to be gone on with. One without any is of a run that
+            failed before its first image; who writes it sees whether it is a log, and whether somebody is at work.
     """
     log = Path(log)
-    if not resume and os.path.exists(log) and log.stat().st_size:  # unlike Path.exists it raises nothing
+    if not resume and os.path.exists(log) and _is_begun(log):  # unlike Path.exists it raises nothing
         raise ResultsError(f"{log}: it exists; to go on with it use resume (--resume), else choose another file")
     if not os.path.isdir(log.parent):
         raise InputError(f"log: there is no folder {log.parent}")
     return log
+
+
+def _is_begun(log: Path) -> bool:
+    if not log.is_file():
+        return log.stat().st_size > 0
+    lines = b"".join(complete_lines(log)).splitlines()
+    return len(lines) > 1 or any(not line.startswith(b"idx\t") for line in lines)  # as the header of every kind does
 
 
 def positions_left(writer: LogWriter, positions: Sequence[int]) -> list[int]:
