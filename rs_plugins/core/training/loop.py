@@ -278,7 +278,11 @@ class _Loss(nn.Module):
     def forward(self, x: Tensor, y: Tensor, epoch: int, elapsed: float, draws: Draws) -> Tensor:
         if self._augment is not None:
             x = self._augment(x, draws)
-        return self._objective(self.model, Batch(x, y, epoch, elapsed), draws)
+        loss: object = self._objective(self.model, Batch(x, y, epoch, elapsed), draws)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"one of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r:.80}"
+            raise InputError(f"objective: the objective must return a scalar tensor, got {got}")
+        return loss
 
 
 def _mean_over_processes(fabric: "Fabric", loss: Tensor, share: Share) -> float:

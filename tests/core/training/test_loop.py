@@ -183,6 +183,20 @@ def test_bad_settings_are_refused(options, error, message):
         run(**options)
 
 
+@pytest.mark.parametrize(
+    ("objective", "got"),
+    [
+        (lambda model, batch, draws: None, "None"),
+        (lambda model, batch, draws: 1.0, "1.0"),
+        (lambda model, batch, draws: model(batch.x).sum(1), r"one of shape \(4,\)"),
+    ],
+    ids=["nothing", "a float", "a vector"],
+)
+def test_an_objective_returns_a_scalar(objective, got):
+    with pytest.raises(InputError, match=f"^objective: the objective must return a scalar tensor, got {got}$"):
+        run(objective)
+
+
 def test_missing_labels_are_refused():
     with pytest.raises(
         InputError, match="y: expected one label for each of at least one image, got 10 images, 9 labels"
