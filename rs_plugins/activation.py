@@ -12,10 +12,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
 
 from rs_plugins import registry
+from rs_plugins.errors import PluginError
 from rs_plugins.hookspecs import Export
 from rs_plugins.import_hook import ImportWatcher
 from rs_plugins.registry import FAILURES, Plugin, Registry
@@ -27,13 +29,13 @@ _MISSING = object()
 class Landing:
     """Where one export is now.
 
-    ``state`` is *placed*, *waiting* (the host, or that part of it, is not imported), *kept* (the host has that name
-    itself, and keeps it), *failed* (``detail`` says why) or *inactive*.
+    ``state`` is *placed*, *waiting* (the host, or that part of it, is not imported), *nowhere* (the host has no such
+    part), *kept* (the host has that name itself, and keeps it), *failed* (``detail`` says why) or *inactive*.
     """
 
     plugin: Plugin
     export: Export
-    state: Literal["placed", "waiting", "kept", "failed", "inactive"]
+    state: Literal["placed", "waiting", "nowhere", "kept", "failed", "inactive"]
     detail: str = ""
 
 
@@ -149,6 +151,7 @@ class _Session:
         self._placed: dict[tuple[str, int, str], _Placed] = {}
         self._kept: dict[Export, str] = {}
         self._failed: dict[str, str] = {}
+        self._raised: list[PluginError] = []  # under strict: about which plugin something was said already
 
     def open(self) -> None:
         """Start watching imports."""
@@ -216,8 +219,12 @@ class _Session:
         if export.target in self._failed:
             return Landing(plugin, export, "failed", self._failed[export.target])
         module = sys.modules.get(export.host)
-        is_placed = (export.host, id(module), export.name) in self._placed
-        return Landing(plugin, export, "placed" if is_placed else "waiting")
+        if (export.host, id(module), export.name) in self._placed:
+            return Landing(plugin, export, "placed")
+        if module is None and _is_nowhere(export.host):
+            package, _, part = export.host.rpartition(".")
+            return Landing(plugin, export, "nowhere", f"{package} has no module {part}")
+        return Landing(plugin, export, "waiting")
 
     def _is_ready(self, export: Export) -> bool:
         """Whether the host is complete, and no part of the target's package is half imported."""
@@ -248,11 +255,13 @@ class _Session:
             value = registry.load_target(export.target)
             is_kept = not self._place(export, value)
         except FAILURES as error:
+            if any(error is said for said in self._raised):  # what we import may place another plugin's names
+                raise
             self._fail(plugin, export, error)
             return
         if is_kept and export not in self._kept:
             self._kept[export] = problem = f"{export.host} has a {export.name} of its own, which stays"
-            registry.report(f"{plugin}: {problem}; the plugin's is {export.target}", strict=self._strict)
+            self._report(f"{plugin}: {problem}; the plugin's is {export.target}")
 
     def _place(self, export: Export, value: object) -> bool:
         """Set the attribute and the ``__all__`` entry, unless the host has that name; say whether it is ours."""
@@ -280,11 +289,16 @@ class _Session:
                 return
             self._failed[export.target] = cause = registry.describe(error)
         hosts = [other.host for _, other in self._pairs if other.target == export.target]
-        registry.report(
-            f"{plugin}: cannot place {export.name} on {', '.join(hosts)}: loading {export.target}: {cause}",
-            error,
-            strict=self._strict,
+        self._report(
+            f"{plugin}: cannot place {export.name} on {', '.join(hosts)}: loading {export.target}: {cause}", error
         )
+
+    def _report(self, problem: str, cause: BaseException | None = None) -> None:
+        try:
+            registry.report(problem, cause, strict=self._strict)
+        except PluginError as error:
+            self._raised.append(error)
+            raise
 
 
 def _root(name: str) -> str:
@@ -295,6 +309,17 @@ def _prefixes(name: str) -> list[str]:
     """``"a.b.c"`` → ``["a", "a.b", "a.b.c"]``."""
     parts = name.split(".")
     return [".".join(parts[: end + 1]) for end in range(len(parts))]
+
+
+def _is_nowhere(name: str) -> bool:
+    """Whether the package that the module called ``name`` should be in is imported, and has no such module."""
+    package = sys.modules.get(name.rpartition(".")[0])
+    if package is None:
+        return False
+    try:
+        return find_spec(name) is None
+    except (ImportError, ValueError):  # the package is a module
+        return True
 
 
 def _is_initialising(name: str) -> bool:

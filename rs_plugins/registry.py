@@ -25,8 +25,8 @@ from rs_plugins.hookspecs import KINDS, PROJECT, Component, Export
 
 STRICT = "RS_PLUGINS_STRICT"
 DISABLE = "RS_PLUGINS_DISABLE"
+OWN = "rs-plugins"  # the distribution of our own plugins
 
-_OWN = "rs-plugins"
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _T = TypeVar("_T", Component, Export)
 
@@ -73,6 +73,7 @@ class Registry:
         self._lock = threading.RLock()
         self._plugins: tuple[Plugin, ...] | None = None
         self._loading = False
+        self._unknown: tuple[str, ...] = ()
 
     @property
     def strict(self) -> bool:
@@ -95,6 +96,11 @@ class Registry:
                 finally:
                     self._loading = False
             return self._plugins
+
+    def unknown(self) -> tuple[str, ...]:
+        """Return the names that are to be disabled and that no plugin has."""
+        self.plugins()
+        return self._unknown
 
     def components(self, kind: str | None = None) -> tuple[Component, ...]:
         """Return what the plugins offer, of one ``kind`` or of all.
@@ -142,10 +148,10 @@ class Registry:
                 cause = describe(error)
                 report(f"{plugin} is left out: {cause}", error, strict=self.strict)
                 loaded.append(replace(plugin, status="quarantined", cause=cause))
-        unknown = sorted(disabled - {plugin.name for plugin in loaded})
-        if unknown:
-            known = ", ".join(plugin.name for plugin in loaded) or "none"
-            report(f"{DISABLE} names {', '.join(unknown)}, not installed here; known are: {known}", strict=self.strict)
+        self._unknown = tuple(sorted(disabled - {plugin.name for plugin in loaded}))
+        if self._unknown:
+            names, known = (", ".join(names) for names in (self._unknown, (plugin.name for plugin in loaded)))
+            report(f"{DISABLE} names {names}, not installed here; known are: {known or 'none'}", strict=self.strict)
         return tuple(loaded)
 
 
@@ -193,7 +199,7 @@ def _identify(entry_point: importlib.metadata.EntryPoint) -> Plugin:
 def _ours_first(pair: tuple[Plugin, object]) -> tuple[bool, str, str]:
     """Load our own first, so that of two plugins that claim a name a third party's is the one left out."""
     plugin, _ = pair
-    return plugin.distribution != _OWN, plugin.distribution, plugin.name
+    return plugin.distribution != OWN, plugin.distribution, plugin.name
 
 
 def _load_one(plugin: Plugin, entry_point: importlib.metadata.EntryPoint) -> Plugin:
@@ -201,7 +207,11 @@ def _load_one(plugin: Plugin, entry_point: importlib.metadata.EntryPoint) -> Plu
     manager.add_hookspecs(hookspecs)
     module = entry_point.load()
     manager.register(module, name=plugin.name)
-    manager.check_pending()
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        hooks = ", ".join(name for name in vars(hookspecs) if name.startswith(PROJECT))
+        raise PluginError(f"{error}; the hooks are {hooks}") from error
     if not manager.get_hookcallers(module):
         raise PluginError(f"{entry_point.value} implements no rs_plugins hook; is @hookimpl missing?")
     return replace(
@@ -218,6 +228,8 @@ def _collect(hook: pluggy.HookCaller, kind: type[_T]) -> tuple[_T, ...]:
     results = hook()
     if not results:  # pluggy drops None
         raise PluginError(f"{hook.name} returned None; expected an iterable of {kind.__name__}")
+    if not isinstance(results[0], Iterable):
+        raise PluginError(f"{hook.name} returned {results[0]!r}; expected an iterable of {kind.__name__}")
     items: list[_T] = []
     for item in results[0]:
         if not isinstance(item, kind):
@@ -234,8 +246,10 @@ def _check(item: Component | Export) -> None:
     if isinstance(item, Component):
         if item.kind not in KINDS:
             raise PluginError(f"{item!r}: unknown kind {item.kind!r}; the kinds are {', '.join(KINDS)}")
-        if not isinstance(item.name, str) or not item.name:
-            raise PluginError(f"{item!r}: name must be a non-empty string, got {item.name!r}")
+        if not isinstance(item.name, str) or not re.fullmatch(r"[^\s:,]+", item.name):
+            raise PluginError(
+                f"{item!r}: name must be a non-empty string without colons, commas and spaces, got {item.name!r}"
+            )
         return
     if not re.fullmatch(_DOTTED, str(item.host)):
         raise PluginError(f"{item!r}: host must be a module's dotted name, got {item.host!r}")

@@ -253,6 +253,33 @@ def test_a_class_that_cannot_be_imported_raises_under_strict(hosts, start):
     assert not hasattr(fakehost, "Ours")
 
 
+def test_under_strict_the_plugin_at_fault_is_named_and_not_the_one_that_was_being_placed(hosts, start):
+    hosts.write("otherhost.py", "")
+    hosts.write("fakeadapter/attacks.py", "import otherhost\nclass Ours: pass")
+    hosts.exporting("bad", ("otherhost", "Nothing", "json:nothing"))
+    activation = start()
+    activation.activate()
+    with pytest.raises(PluginError) as caught:
+        importlib.import_module("fakehost")
+    assert str(caught.value) == (
+        "plugin 'bad' (dist-bad 1.0): cannot place Nothing on otherhost: loading json:nothing: "
+        "AttributeError: module 'json' has no attribute 'nothing'"
+    )
+    assert [(landing.plugin.name, landing.state) for landing in activation.landings()] == [
+        ("bad", "failed"),
+        ("fake", "waiting"),
+    ]
+
+
+def test_an_error_that_a_target_raises_itself_is_its_own_also_under_strict(hosts, start):
+    hosts.write("fakeadapter/attacks.py", "from rs_plugins.errors import PluginError\nraise PluginError('of mine')")
+    start().activate()
+    with pytest.raises(
+        PluginError, match=r"^plugin 'fake' .*: cannot place Ours on fakehost: .* PluginError: of mine$"
+    ):
+        importlib.import_module("fakehost")
+
+
 def test_strict_activation_that_fails_leaves_nothing_behind(hosts, start):
     import fakehost
 

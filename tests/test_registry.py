@@ -40,6 +40,10 @@ BROKEN = {
         "PluginValidationError: Plugin 'bad' for hook 'rs_plugins_components' hookimpl definition",
     ),
     "misspelt hook": ("@hookimpl\ndef rs_plugins_component(): return []", "unknown hook 'rs_plugins_component'"),
+    "misspelt hook, what there is": (
+        "@hookimpl\ndef rs_plugins_component(): return []",
+        "; the hooks are rs_plugins_components, rs_plugins_exports",
+    ),
     "no hook": ("def rs_plugins_components(): return []", "implements no rs_plugins hook; is @hookimpl missing?"),
     "raises": ("@hookimpl\ndef rs_plugins_exports(): raise KeyError('oops')", "KeyError: 'oops'"),
     "raises half-way": (
@@ -59,12 +63,28 @@ BROKEN = {
         COMPONENTS + "[Export('host', 'X', 'a:b')]",
         "expected a Component",
     ),
-    "not iterable": (COMPONENTS + "3", "TypeError: 'int' object is not iterable"),
+    "not iterable": (COMPONENTS + "3", "rs_plugins_components returned 3; expected an iterable of Component"),
+    "one component alone": (
+        COMPONENTS + "Component('attack', 'x', 'a:b')",
+        "returned Component(kind='attack', name='x', target='a:b'); expected an iterable of Component",
+    ),
     "unknown kind": (
         COMPONENTS + "[Component('atack', 'x', 'a:b')]",
         "unknown kind 'atack'; the kinds are attack, certifier, estimator, noise, trainer",
     ),
     "empty name": (COMPONENTS + "[Component('attack', '', 'a:b')]", "non-empty"),
+    "a name with a colon": (
+        COMPONENTS + "[Component('noise', 'x:y', 'a:b')]",
+        "without colons, commas and spaces, got",
+    ),
+    "a name with a comma": (
+        COMPONENTS + "[Component('noise', 'x,y', 'a:b')]",
+        "without colons, commas and spaces, got",
+    ),
+    "a name with a space": (
+        COMPONENTS + "[Component('noise', 'x y', 'a:b')]",
+        "without colons, commas and spaces, got",
+    ),
     "target without colon": (
         COMPONENTS + "[Component('attack', 'x', 'a.b')]",
         "target must look like 'package.module:attribute', got 'a.b'",
@@ -192,8 +212,10 @@ def test_disabled_plugins_are_not_even_imported(good, monkeypatch):
 
 def test_disabling_an_unknown_plugin_is_said(good, monkeypatch):
     monkeypatch.setenv("RS_PLUGINS_DISABLE", "god")
+    it = Registry(good.entry_points(), strict=False)
     with pytest.warns(PluginWarning, match="RS_PLUGINS_DISABLE names god, not installed here; known are: good"):
-        Registry(good.entry_points(), strict=False).plugins()
+        it.plugins()
+    assert it.unknown() == ("god",)
     with pytest.raises(PluginError, match="RS_PLUGINS_DISABLE names god"):
         Registry(good.entry_points(), strict=True).plugins()
 

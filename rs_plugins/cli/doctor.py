@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import click
 
 from rs_plugins.cli.run import site_path
-from rs_plugins.registry import DISABLE, STRICT, Registry
+from rs_plugins.registry import DISABLE, OWN, STRICT, Plugin, Registry
 
 _ART = "adversarial-robustness-toolbox"
 # distribution → (import name, our extra, the version that our tests run with)
@@ -38,6 +38,22 @@ with activation.activated():
     landings = [(l.export.host, l.export.name, l.state, l.detail) for l in activation.landings()]
 cuda = module.cuda.is_available() if sys.argv[1] == "torch" else None
 json.dump({"landings": landings, "cuda": cuda}, out)
+"""
+
+
+# The same with what third-party plugins offer by name, which is imported at use only.
+_LOAD = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+out, sys.stdout = sys.stdout, sys.stderr
+from rs_plugins.registry import FAILURES, describe, load_target
+failed = {}
+for target in sys.argv[1:]:
+    try:
+        load_target(target)
+    except FAILURES as error:
+        failed[target] = describe(error)
+json.dump(failed, out)
 """
 
 
@@ -86,8 +102,15 @@ class Environment:
 
     def probe(self, module: str, timeout: float = 180) -> dict[str, Any] | str:
         """Import a module in a process of its own, with the plugins activated; say what it saw or what went wrong."""
+        return self._in_a_process(_PROBE, module, timeout=timeout)
+
+    def load(self, targets: Sequence[str], timeout: float = 180) -> dict[str, Any] | str:
+        """Load targets in a process of its own; say which fail, and why, or what ended the process."""
+        return self._in_a_process(_LOAD, *targets, timeout=timeout)
+
+    def _in_a_process(self, code: str, *words: str, timeout: float) -> dict[str, Any] | str:
         environ = {name: value for name, value in self.environ.items() if name != STRICT}
-        command = [sys.executable, "-c", _PROBE, module]
+        command = [sys.executable, "-c", code, *words]
         try:
             done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
@@ -145,6 +168,22 @@ def check_plugins(env: Environment) -> _Findings:
             yield Finding("note", f"{plugin} is disabled", f"unset {DISABLE} to have it back")
         else:
             yield Finding("ok", str(plugin))
+            yield from _load_components(env, plugin)
+
+
+def _load_components(env: Environment, plugin: Plugin) -> _Findings:
+    """What a third-party plugin offers by name and cannot be imported; ours are tested."""
+    if plugin.distribution == OWN or not plugin.components:
+        return
+    advice = f"update or uninstall {plugin.distribution}"
+    failed = env.load(sorted({component.target for component in plugin.components}))
+    if isinstance(failed, str):
+        yield Finding("problem", f"{plugin}: loading what it offers fails: {failed}", advice)
+        return
+    for component in plugin.components:
+        if component.target in failed:
+            what = f"{component.kind} {component.name!r} from {component.target}: {failed[component.target]}"
+            yield Finding("problem", f"{plugin}: cannot load {what}", advice)
 
 
 def check_hosts(env: Environment) -> _Findings:
@@ -179,6 +218,8 @@ def _judge_probe(distribution: str, module: str, seen: dict[str, Any] | str) -> 
             )
         elif state == "kept":
             yield Finding("warning", f"{host}.{name} is not ours: {detail}", "import ours by its own module")
+        elif state == "nowhere":
+            yield Finding("problem", f"{host}.{name} is missing: {detail}", "`rs-plugins list` names the plugin")
         else:
             yield Finding("ok", f"{host}.{name}")
 

@@ -16,12 +16,13 @@ import click
 from rs_plugins.activation import Activation, Landing
 from rs_plugins.cli.run import site_path
 from rs_plugins.errors import PluginWarning
-from rs_plugins.registry import FAILURES, Registry, describe
+from rs_plugins.registry import DISABLE, FAILURES, Registry, describe
 
 _STATES = {
     "placed": "placed",
     "waiting": "not placed: this part of the host is not imported by the host itself; placed when it is",
     "kept": "not placed: {detail}",
+    "nowhere": "not placed: {detail}",
     "failed": "failed: {detail}",
     "absent": "the host is not installed",
     "broken": "the host cannot be imported: {detail}",
@@ -34,14 +35,15 @@ class Listing:
     """What there is, as plain data; ``ok`` is false if anything that should work does not."""
 
     on_pythonpath: bool
+    unknown: list[str] = field(default_factory=list)
     plugins: list[dict[str, Any]] = field(default_factory=list)
     exports: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was quarantined, no host is broken and no export has failed."""
+        """Whether nothing was quarantined, and each export is placed, or waits for a host that may come."""
         return not any(plugin["status"] == "quarantined" for plugin in self.plugins) and not any(
-            export["state"] in ("failed", "broken") for export in self.exports
+            export["state"] in ("failed", "broken", "kept", "nowhere") for export in self.exports
         )
 
 
@@ -51,7 +53,7 @@ class Listing:
 def list_plugins(no_import: bool, as_json: bool) -> None:
     """Show every plugin, what it offers, where each name landed in its host, and what was left out and why.
 
-    Exits 1 if a plugin was quarantined, or a name could not be placed.
+    Exits 1 if a plugin was quarantined, or a name could not be placed: not if its host is not installed.
     """
     listing = gather(import_hosts=not no_import)
     if as_json:
@@ -67,7 +69,8 @@ def gather(*, import_hosts: bool, source: Registry | None = None) -> Listing:
     with _quietly():
         plugins = source.plugins()
         landings = _land(source) if import_hosts else []
-    listing = Listing(site_path() in os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    on_pythonpath = site_path() in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    listing = Listing(on_pythonpath, unknown=list(source.unknown()))
     for plugin in plugins:
         listing.plugins.append(asdict(plugin))
         for export in plugin.exports:
@@ -140,6 +143,8 @@ def _lines(listing: Listing) -> Iterator[str]:
         yield ""
     if not listing.plugins:
         yield "no plugins found; is rs-plugins installed in this environment, and not only on the path?\n"
+    if listing.unknown:
+        yield f"warning: {DISABLE} names {', '.join(listing.unknown)}, not installed here\n"
     if listing.on_pythonpath:
         yield "Every Python process started from here is activated: PYTHONPATH holds our site folder."
     else:

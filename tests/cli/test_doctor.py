@@ -1,6 +1,7 @@
 """`rs-plugins doctor`: every trap it knows is found where it is, and only there."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,12 @@ TRAPS = {
         "import art fails: ModuleNotFoundError: x",
         "repair",
     ),
+    "export into nowhere": (
+        {"probes": {"art": {"landings": [["art.attacks.no", "A", "nowhere", "art.attacks has no module no"]]}}},
+        "problem",
+        "art.attacks.no.A is missing: art.attacks has no module no",
+        "rs-plugins list",
+    ),
     "export failed": (
         {"probes": {"art": {"landings": [["art.attacks", "A", "failed", "TypeError: y"]]}}},
         "problem",
@@ -199,6 +206,42 @@ def test_plugins(site, monkeypatch):
     assert "plugin 'bad' (dist-bad 1.0) is left out: ModuleNotFoundError" in found[0][1]
     assert "RS_PLUGINS_DISABLE=bad" in found[0][2]
     assert "plugin 'off' (dist-off 1.0) is disabled" in found[1][1]
+
+
+OFFERS = """
+@hookimpl
+def rs_plugins_components():
+    return [Component("noise", "there", "json:dumps"), Component("noise", "gone", "no_such_module_3:X"),
+            Component("attack", "lost", "json:nothing"), Component("trainer", "ends", "ends:X")]
+"""
+
+
+def test_what_plugins_offer_is_loaded(site):
+    site.plugin("far", OFFERS)
+    site.write("ends.py", "print('loud')\nraise SystemExit(2)")
+    found = unusual(plugins=site.entry_points(), environ=os.environ | {"PYTHONPATH": str(site.folder)})
+    who = "plugin 'far' (dist-far 1.0): cannot load "
+    assert found == [
+        ("problem", f"{who}{what}", "update or uninstall dist-far")
+        for what in (
+            "noise 'gone' from no_such_module_3:X: ModuleNotFoundError: No module named 'no_such_module_3'",
+            "attack 'lost' from json:nothing: AttributeError: module 'json' has no attribute 'nothing'",
+            "trainer 'ends' from ends:X: SystemExit: 2",
+        )
+    ]
+
+
+def test_what_ends_the_process_is_said(site):
+    site.plugin("far", OFFERS)
+    site.write("ends.py", "import os\nos._exit(7)")
+    found = unusual(plugins=site.entry_points(), environ=os.environ | {"PYTHONPATH": str(site.folder)})
+    ((level, what, _),) = found
+    assert (level, what) == ("problem", "plugin 'far' (dist-far 1.0): loading what it offers fails: exit code 7")
+
+
+def test_what_we_offer_ourselves_is_not_loaded(site):
+    site.plugin("far", OFFERS, distribution="rs-plugins")
+    assert unusual(plugins=site.entry_points()) == []
 
 
 def test_adapters_is_adapterhubs_name(tmp_path):

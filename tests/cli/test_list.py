@@ -54,7 +54,7 @@ def test_everything_in_place(site, look):
 
 
 TROUBLES = {
-    "a clash": ("dumps = 'theirs'", "json:dumps", "kept", "fakehost has a dumps of its own, which stays", 0),
+    "a clash": ("dumps = 'theirs'", "json:dumps", "kept", "fakehost has a dumps of its own, which stays", 1),
     "a class that is not there": ("", "json:nothing", "failed", "AttributeError: module 'json' has no", 1),
     "a host that cannot be imported": ("1 / 0", "json:dumps", "broken", "ZeroDivisionError: division by zero", 1),
 }
@@ -82,6 +82,25 @@ def test_a_part_of_the_host_that_nobody_imports(site, look):
     result = look()
     assert result.exit_code == 0
     assert "fakehost.late.dumps  not placed: this part of the host is not imported by the host itself" in result.stdout
+
+
+def test_a_part_that_the_host_has_not(site, look):
+    site.write("fakehost/__init__.py", "import fakehost.one")
+    site.write("fakehost/one.py", "")
+    site.exporting("fake", ("fakehost.two", "X", "json:dumps"), ("fakehost.one.deep", "X", "json:dumps"))
+    result = look()
+    assert result.exit_code == 1
+    assert "  export     fakehost.two.X  not placed: fakehost has no module two\n" in result.stdout
+    assert "  export     fakehost.one.deep.X  not placed: fakehost.one has no module deep\n" in result.stdout
+
+
+def test_a_misspelt_name_to_disable(site, look, monkeypatch):
+    site.plugin("good", "@hookimpl\ndef rs_plugins_components(): return []")
+    monkeypatch.setenv("RS_PLUGINS_DISABLE", "god,good")
+    result = look()
+    assert result.exit_code == 0
+    assert "warning: RS_PLUGINS_DISABLE names god, not installed here\n" in result.stdout
+    assert json.loads(look("--json").stdout)["unknown"] == ["god"]
 
 
 def test_all_that_is_broken_is_shown_also_under_strict(site, look):
