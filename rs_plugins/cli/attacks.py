@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from rs_plugins import registry
+from rs_plugins.activation import activated
 from rs_plugins.cli.named_options import convert, fraction, split_text
 from rs_plugins.errors import InputError, RSPluginsError
 
@@ -74,7 +75,7 @@ class NamedAttack:
         if self.of_art and base:
             raise InputError(f"on: {self.name} attacks the smoothed classifier only")
         given = dict(self.options)
-        if base and "sigma" in _parameters(self.make):
+        if base and "sigma" in _parameters(self.make, self.name):
             given.setdefault("sigma", smoothed.sigma)
         try:
             made = self.make(_estimator(smoothed) if self.of_art else smoothed.base if base else smoothed, **given)
@@ -87,6 +88,10 @@ class NamedAttack:
             raise
         except Exception as error:  # somebody else's constructor
             raise InputError(f"attack: {self.name} cannot be set up: {registry.describe(error)}") from error
+        if not self.of_art and not callable(made):
+            raise InputError(
+                f"attack: expected {self.name} to return a function of images and labels, got {made!r:.80}"
+            )
         aimed: Callable[[Tensor, Tensor], Any] = _Generating(made) if self.of_art else made
         return aimed
 
@@ -101,7 +106,7 @@ def parse_attack(text: str) -> NamedAttack:
     """
     name, given = split_text(text, "attack")
     full, make = _lookup(name)
-    known = _parameters(make)
+    known = _parameters(make, full)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     known = {option: parameter for option, parameter in known.items() if parameter.kind is not parameter.VAR_KEYWORD}
     for option in given:
@@ -123,10 +128,11 @@ def _lookup(name: str) -> tuple[str, Callable[..., Any]]:
         return full, found
     host, _, short = name.partition(".")
     if host == "torchattacks" and find_spec(host) is not None:
-        package = import_module(host)
-        theirs = sorted(set(package.__all__) - set(getattr(package, "__wrapper__", ())))
-        if short in theirs:
-            return name, getattr(package, short)
+        with activated():  # names that plugins export into it, too
+            package = import_module(host)
+            theirs = sorted(set(package.__all__) - set(getattr(package, "__wrapper__", ())))
+            if short in theirs:
+                return name, getattr(package, short)
         raise InputError(
             f"attack: expected one of {', '.join(known)} or, of torchattacks, {', '.join(theirs)}, got {name!r}"
         )
@@ -147,10 +153,18 @@ def _by_last_part(name: str, known: list[str]) -> str | None:
     return min(found, key=rank, default=None)
 
 
-def _parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return what ``make`` takes after the model."""
-    first, *rest = inspect.signature(make).parameters.values()
-    del first
+def _parameters(make: Callable[..., Any], name: str) -> dict[str, inspect.Parameter]:
+    """Return what ``make``, the attack called ``name``, takes after the model.
+
+    Raises:
+        InputError: If it takes none.
+    """
+    parameters: list[inspect.Parameter] = []
+    with suppress(TypeError, ValueError):  # not callable; written in C
+        parameters = list(inspect.signature(make).parameters.values())
+    if not parameters:
+        raise InputError(f"attack: expected {name} to be a class or function that takes a model, got {make!r:.80}")
+    _, *rest = parameters
     return {item.name: item for item in rest if item.kind is not item.VAR_POSITIONAL and item.name not in _NOT_OPTIONS}
 
 

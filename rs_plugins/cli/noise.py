@@ -88,6 +88,8 @@ def family_called(name: str) -> "Family":
     from rs_plugins import registry
 
     family: Any = registry.component("noise", name)
+    if not callable(family):
+        raise InputError(f"noise: expected {name} to be a class that is called with sigma, got {family!r:.80}")
     if (own := getattr(family, "name", name)) != name:
         raise InputError(f"noise: expected a family that is called {name!r} in results, too, got {own!r}")
     return family  # type: ignore[no-any-return]

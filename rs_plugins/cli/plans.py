@@ -1,11 +1,12 @@
 """Plans as short texts: ``fixed-budget:n=1000,alpha=0.01``, ``on-grid:radii=0/0.25/0.5``."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from rs_plugins import registry
 from rs_plugins.cli.named_options import convert, split_text
-from rs_plugins.errors import InputError
+from rs_plugins.errors import InputError, RSPluginsError
 
 
 def parse_plan(text: str, names: Sequence[str], lookup: Callable[[str], Any]) -> Any:
@@ -22,7 +23,9 @@ def parse_plan(text: str, names: Sequence[str], lookup: Callable[[str], Any]) ->
     full = _full_name(text.partition(":")[0].strip(), names)
     name, given = split_text(text, "plan")
     plan = lookup(full)
-    hints = get_type_hints(plan)
+    if not (isinstance(plan, type) and is_dataclass(plan)):
+        raise InputError(f"plan: expected {full} to be a dataclass of its options, got {plan!r:.80}")
+    hints = _hints(plan)
     known = {item.name: item for item in fields(plan) if item.init}
     for option in given:
         if option not in known:
@@ -30,7 +33,21 @@ def parse_plan(text: str, names: Sequence[str], lookup: Callable[[str], Any]) ->
     for option, item in known.items():
         if item.default is MISSING and item.default_factory is MISSING and option not in given:
             raise InputError(f"plan: {name} needs {option}, as in {name}:{option}=…")
-    return plan(**{option: convert(option, value, hints[option], "plan") for option, value in given.items()})
+    options = {option: convert(option, value, hints[option], "plan") for option, value in given.items()}
+    try:
+        return plan(**options)
+    except RSPluginsError:
+        raise
+    except Exception as error:  # somebody else's constructor
+        raise InputError(f"plan: {full} cannot be set up: {registry.describe(error)}") from error
+
+
+def _hints(plan: type) -> dict[str, Any]:
+    """Return the annotations of a plan's options; as they are written where that cannot be told."""
+    try:
+        return get_type_hints(plan)
+    except Exception:  # names that only a type checker imports
+        return {item.name: item.type for item in fields(plan)}
 
 
 def _full_name(name: str, names: Sequence[str]) -> str:

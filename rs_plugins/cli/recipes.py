@@ -7,6 +7,7 @@ from textwrap import indent
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from rs_plugins import registry
 from rs_plugins.cli.named_options import convert, fraction, split_text
 from rs_plugins.errors import InputError
 
@@ -93,6 +94,8 @@ def _noise(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not takes_noise(method):
         raise InputError(f"noise: {method} trains without noise on the images, expected no --noise beside it")
+    if ":" in name:
+        raise InputError(f"noise: train takes no options of a noise, expected NAME alone, got {name!r}")
     return {"family": family_called(name)}
 
 
@@ -109,8 +112,12 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
 
     name, given = split_text(text, "method")
     if name not in METHODS:
-        methods = ", ".join(METHODS)
-        raise InputError(f"method: expected one of {methods}, with options as in smoothmix:steps=4, got {name!r}")
+        methods, where = ", ".join(METHODS), ""
+        if any(trainer.name == name for trainer in registry.components("trainer")):
+            where = ", a plugin's trainer, which is for Python: rs_plugins.core.training.loop.train"
+        raise InputError(
+            f"method: expected one of {methods}, with options as in smoothmix:steps=4, got {name!r}{where}"
+        )
     own = _hints(METHODS[name])
     attack = _attack(METHODS[name], given)
     inner = {} if attack is None else _hints(attack)

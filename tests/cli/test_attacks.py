@@ -1,5 +1,8 @@
 import importlib.metadata
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -28,7 +31,8 @@ THIRD_PARTY = """
 def rs_plugins_components():
     return [Component("attack", "theirs.Shift", "shift:Shift"), Component("attack", "Bare", "shift:bare"),
             Component("attack", "theirs.SmoothAdvPGD", "shift:Shift"), Component("attack", "Aims", "shift:Aims"),
-            Component("attack", "Secret", "shift:Secret")]
+            Component("attack", "Secret", "shift:Secret"), Component("attack", "Five", "shift:FIVE"),
+            Component("attack", "Alone", "shift:alone"), Component("attack", "Fivefold", "shift:fivefold")]
 """
 SHIFT = """
 from typing import TYPE_CHECKING
@@ -48,6 +52,11 @@ class Secret(Aims):
     def __init__(self, model, targeted=False):
         pass
     targeted = "no"
+FIVE = 5
+def alone():
+    return None
+def fivefold(model):
+    return 5
 def bare(model, eps: float = 1.0, start: int | None = None, **more):
     return lambda images, labels: (model, eps, start, more)
 """
@@ -258,3 +267,32 @@ def test_infinite_numbers_are_text_in_the_record():
 @pytest.mark.usefixtures("plugins")
 def test_whether_an_attack_is_one_of_ours(text, ours):
     assert parse_attack(text).ours == ours
+
+
+@pytest.mark.usefixtures("plugins")
+@pytest.mark.parametrize(("name", "got"), [("Five", "5"), ("Alone", "<function alone at ")])
+def test_components_that_are_no_attacks(name, got):
+    with pytest.raises(InputError) as caught:
+        parse_attack(name)
+    expected = f"attack: expected {name} to be a class or function that takes a model, got {got}"
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.usefixtures("plugins")
+def test_what_an_attack_returns_is_called(smoothed):
+    with pytest.raises(InputError, match=r"^attack: expected Fivefold to return a function of .* labels, got 5$"):
+        parse_attack("Fivefold").aimed(smoothed)
+
+
+def test_a_name_that_a_plugin_exports_into_torchattacks_is_found(site):
+    site.exporting("theirs", ("torchattacks", "Shifted", "shifted:Shifted"))
+    site.write("shifted.py", "class Shifted:\n    def __init__(self, model, by=1):\n        pass")
+    code = """
+from rs_plugins.cli.attacks import parse_attack
+found = parse_attack("torchattacks.Shifted:by=2")
+import torchattacks
+print(found.name, found.make.__module__, dict(found.options), hasattr(torchattacks, "Shifted"))
+"""
+    environ = os.environ | {"PYTHONPATH": str(site.folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("torchattacks.Shifted shifted {'by': 2} False\n", "")

@@ -48,12 +48,14 @@ class Triangular:
         return 1.5 ** 0.5 * self.sigma * (2 * p_lower - 1) * (1 - 1e-12)
 class Elsewhere(Triangular):
     name = "triangular"
+NUMBER = 5
 """
 COMPONENTS = """
 @hookimpl
 def rs_plugins_components():
     yield Component("noise", "triangular", "triangular:Triangular")
     yield Component("noise", "tri", "triangular:Elsewhere")
+    yield Component("noise", "number", "triangular:NUMBER")
 """
 
 
@@ -167,6 +169,8 @@ def test_a_plan_that_needs_more_than_a_third_partys_family_has(monkeypatch):
     refusal = refused(CERTIFY, "--noise", "triangular", "--plan", "at-radius:r=0.1")
     assert "family: expected noise with probability(radius) for this plan, got triangular noise" in refusal
     refusal = refused(CERTIFY, "--noise", "tri")
+    number = refused(CERTIFY, "--noise", "number")
+    assert "Error: noise: expected number to be a class that is called with sigma, got 5\n" in number
     assert "noise: expected a family that is called 'tri' in results, too, got 'triangular'" in refusal
 
 

@@ -104,3 +104,45 @@ def test_plans_of_plugins_are_looked_up():
         _plan("bogus")
     with pytest.raises(InputError, match="n: expected at least 10, got 5"):
         _plan("fixed:n=5")
+
+
+class NoDataclass:
+    def __init__(self, n=3):
+        self.n = n
+
+
+@dataclass(frozen=True)
+class Fussy:
+    n: int = 3
+
+    def __post_init__(self):
+        raise (InputError("n: expected an even number, got 3") if self.n == 3 else KeyError("n"))
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    n: "NobodyKnows" = 3  # noqa: F821
+
+    def __repr__(self):
+        return f"n is {self.n!r}"
+
+
+@pytest.mark.parametrize(
+    ("plan", "text", "message"),
+    [
+        (NoDataclass, "mine", "plan: expected mine to be a dataclass of its options, got <class "),
+        (5, "mine", "plan: expected mine to be a dataclass of its options, got 5"),
+        (Early(), "mine", "plan: expected mine to be a dataclass of its options, got Early(n=3)"),
+        (Fussy, "mine:n=4", "plan: mine cannot be set up: KeyError: 'n'"),
+        (Fussy, "mine", "n: expected an even number, got 3"),
+    ],
+    ids=str,
+)
+def test_targets_that_are_no_plans(plan, text, message):
+    with pytest.raises(InputError) as caught:
+        parse_plan(text, ["mine"], lambda name: plan)
+    assert str(caught.value).startswith(message)
+
+
+def test_an_option_whose_annotation_cannot_be_told_is_text():
+    assert repr(parse_plan("mine:n=4", ["mine"], lambda name: Unreadable)) == "n is '4'"

@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 
 import pytest
 
+from rs_plugins import registry
 from rs_plugins.cli.recipes import CHANGES, choose_recipe, parse_activation, parse_method
 from rs_plugins.core.activations import make_activation
 from rs_plugins.core.training.inner_attacks import ATTACKS, DDN, PGD, BallFirstPGD
@@ -173,8 +174,27 @@ def test_fewer_epochs_of_a_preset_shorten_it_as_a_whole():
             "momentum: only for the optimiser sgd, got 0.5 with adam",
         ),
         ({"method": "gaussian", "sigma": 0.5, "lr": 0.0}, "lr: expected a finite number > 0, got 0.0"),
+        (
+            {"method": "gaussian", "sigma": 0.5, "noise": "lattice-gaussian:levels=16"},
+            "noise: train takes no options of a noise, expected NAME alone, got 'lattice-gaussian:levels=16'",
+        ),
     ],
 )
 def test_contradictions(given, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         choose_recipe(options(**given))
+
+
+def test_a_trainer_of_a_plugin_is_for_python(site, monkeypatch):
+    site.plugin("far", '@hookimpl\ndef rs_plugins_components(): return [Component("trainer", "theirs", "a:b")]')
+    monkeypatch.setattr(registry, "_DEFAULT", registry.Registry(site.entry_points()))
+    for name, where in (
+        ("theirs", ", a plugin's trainer, which is for Python: rs_plugins.core.training"),
+        ("thers", ""),
+    ):
+        with pytest.raises(InputError) as caught:
+            choose_recipe(options(method=name, sigma=0.5))
+        message = str(caught.value)
+        assert message.startswith("method: expected one of consistency, gaussian, ")
+        assert message.partition(f", got {name!r}")[2].startswith(where)
+        assert bool(where) is ("trainer" in message)
