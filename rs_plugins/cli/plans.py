@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from rs_plugins import registry
 from rs_plugins.cli.named_options import convert, split_text
 from rs_plugins.errors import InputError, RSPluginsError
 
@@ -39,6 +38,8 @@ def parse_plan(text: str, names: Sequence[str], lookup: Callable[[str], Any]) ->
     except RSPluginsError:
         raise
     except Exception as error:  # somebody else's constructor
+        from rs_plugins import registry
+
         raise InputError(f"plan: {full} cannot be set up: {registry.describe(error)}") from error
 
 

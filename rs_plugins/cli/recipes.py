@@ -7,7 +7,6 @@ from textwrap import indent
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from rs_plugins import registry
 from rs_plugins.cli.named_options import convert, fraction, split_text
 from rs_plugins.errors import InputError
 
@@ -108,6 +107,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: If there is no such method or option, or a value is none for it; the message says what there is.
     """
+    from rs_plugins import registry
     from rs_plugins.core.training.methods import METHODS, takes_noise
 
     name, given = split_text(text, "method")
