@@ -177,7 +177,7 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
 
 def _value(option: str, text: str, hint: Any, parameter: inspect.Parameter | None) -> Any:
     """Convert ``text`` by its annotation, or else by the type of the default, or else by how it looks."""
-    if hint is None or hint is Any:
+    if hint in (None, Any, Any | None):  # Python 3.10 makes the last of Any where the default is None
         hint = next((kind for kind in (bool, str) if parameter and isinstance(parameter.default, kind)), None)
     if hint is not None:
         return convert(option, text, hint, "attack", number=fraction)

@@ -19,6 +19,7 @@ from rs_plugins.core.smooth_backward import ReLUWithSmoothBackward
 from rs_plugins.errors import InputError
 
 IDENTITY_ABOVE = 40.0  # log(1 + exp(40)) - 40 is 4e-18: less than the rounding of 40 in float64
+_LOG1P_EXPONENT = 31 / 32  # of the largest number: torch 2.3 takes log1p of larger ones for infinite
 _LEAST_CURVATURE = 1e-6  # below, the gradient of log(1 + b z) / b with respect to b is lost in rounding
 
 
@@ -37,8 +38,8 @@ def smooth_relu(z: Tensor, curvature: Tensor | float) -> Tensor:
 
 
 def _finite(values: Tensor) -> Tensor:
-    """Put a large number where b z, or b in half precision, overflows: log(1 + b z) / b is lost in rounding there."""
-    return torch.where(values.isinf(), torch.finfo(values.dtype).max, values)
+    """Put a large number where b z, or b in half precision, is larger: log(1 + b z) / b is lost in rounding there."""
+    return values.clamp_max(torch.finfo(values.dtype).max ** _LOG1P_EXPONENT)
 
 
 def parametric_softplus(z: Tensor, sharpness: float) -> Tensor:

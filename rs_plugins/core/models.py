@@ -140,7 +140,7 @@ def check_device(device: torch.device | str, name: str = "device") -> torch.devi
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{name}: expected a device of this machine, got {str(device)!r} ({reason})") from None
     return wanted
 

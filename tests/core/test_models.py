@@ -66,8 +66,9 @@ def test_device_and_dtype_come_from_the_model():
         (network(), "meta", "device: expected the model's own device cpu, got meta"),
         (network(), "cuda:99", "device: expected a device of this machine, got 'cuda:99'"),
         (Scale(), "nonsense", "device: expected a device of this machine, got 'nonsense'"),
+        (Scale(), b"\x80", "device: expected a device of this machine, got"),
     ],
-    ids=["no parameters", "elsewhere", "no such GPU", "no such device"],
+    ids=["no parameters", "elsewhere", "no such GPU", "no such device", "bytes"],
 )
 def test_devices_are_refused(model, device, message):
     with pytest.raises(InputError, match=message):

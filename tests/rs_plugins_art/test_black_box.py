@@ -491,6 +491,6 @@ def test_gradient_attacks_are_told_that_there_are_none(fitted):
 
 def test_a_classifier_without_probabilities(digits, few):
     """ART gives one-hot rows for scikit-learn's classifiers without ``predict_proba``."""
-    model = LinearSVC().fit(digits[0][:300], digits[1][:300])
+    model = LinearSVC(dual="auto").fit(digits[0][:300], digits[1][:300])
     expected = keys(certify(model.predict, torch.tensor(few), SIGMA, plan=FixedBudget(n=50), classes=10))
     assert keys(SmoothedBlackBox(sklearn(model), SIGMA).certificates(few, 50)) == expected

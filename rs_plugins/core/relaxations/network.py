@@ -13,7 +13,7 @@ from rs_plugins.core.relaxations.linear import Dense
 from rs_plugins.core.relaxations.optimised import highest, intersection
 from rs_plugins.core.relaxations.propagation import Ends, Propagation
 from rs_plugins.core.relaxations.reading import read
-from rs_plugins.core.relaxations.regions import Region, best
+from rs_plugins.core.relaxations.regions import Region, best, identity
 from rs_plugins.core.relaxations.tracing import evaluate
 from rs_plugins.errors import InputError, ModelError
 
@@ -210,7 +210,7 @@ class RelaxedNetwork(nn.Module):
             InputError: As `margins`.
             ModelError: As `margins`.
         """
-        each = torch.eye(self.classes, dtype=region.x.dtype, device=region.x.device)
+        each = identity(self.classes, region.x)
         rows = torch.cat([each, -each]).unsqueeze(0)
         least = self._lowest(region, rows, method, lower_slope, statistics, intervals, chunk)
         return least[:, : self.classes], -least[:, self.classes :]
@@ -293,7 +293,7 @@ class RelaxedNetwork(nn.Module):
 
 def _margin_rows(y: Tensor, classes: int, like: Tensor) -> Tensor:
     """Return the rows onehot(y) - onehot(k), k ascending without y, (n, classes - 1, classes)."""
-    each = torch.eye(classes, dtype=like.dtype, device=like.device)
+    each = identity(classes, like)
     others = torch.arange(classes - 1, device=like.device)
     others = others + (others >= y.unsqueeze(1))
     return each[y].unsqueeze(1) - each[others]

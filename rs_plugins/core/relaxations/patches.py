@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rs_plugins.core.relaxations.activations import Lines
 from rs_plugins.core.relaxations.linear import Coefficients, Dense, Kernel
-from rs_plugins.core.relaxations.regions import Interval, Region, best
+from rs_plugins.core.relaxations.regions import Interval, Region, best, identity
 
 Pair = tuple[int, int]
 # Up to so many entries of its matrix, a transposed convolution of many small windows is faster as a matrix product.
@@ -75,7 +75,7 @@ class Patches:
         """
         channels, height, width = shape
         area = height * width
-        eye = torch.eye(channels, dtype=like.dtype, device=like.device).view(1, 1, channels, channels, 1, 1)
+        eye = identity(channels, like).view(1, 1, channels, channels, 1, 1)
         grid = Grid((height, width))
         first, count = (int(rows[0]) // area, len(rows) // area) if len(rows) else (0, 0)
         whole = torch.arange(first * area, (first + count) * area, device=rows.device)
@@ -287,7 +287,7 @@ def _transposed(kernel: Kernel, windows: Tensor, size: int) -> Tensor:
     entries = windows[0].numel()
     if len(windows) <= entries or entries * size > _AS_MATRIX:
         return spread(windows)
-    units = torch.eye(entries, dtype=windows.dtype, device=windows.device).unflatten(1, windows.shape[1:])
+    units = identity(entries, windows).unflatten(1, windows.shape[1:])
     matrix = spread(units)
     found: Tensor = (windows.flatten(1) @ matrix.flatten(1)).unflatten(1, matrix.shape[1:])
     return found

@@ -134,3 +134,8 @@ def product(coefficients: Tensor, values: Tensor) -> Tensor:
 def best(first: Tensor, second: Tensor) -> Tensor:
     """Return the greater of both, element by element; of equal ones ``first``, with the whole gradient."""
     return torch.where(first >= second, first, second)
+
+
+def identity(size: int, like: Tensor) -> Tensor:
+    """Return the identity matrix (size, size) in the dtype and on the device of ``like``."""
+    return torch.eye(size, device=like.device).to(like.dtype)  # torch 2.3 makes none in bfloat16 on a CPU

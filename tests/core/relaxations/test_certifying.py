@@ -215,7 +215,7 @@ def test_single_precision_is_all_of_it(monkeypatch):
     seen = []
 
     def margins(method, names):
-        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        seen.append((torch.get_float32_matmul_precision(), (torch.eye(2) @ torch.eye(2)).dtype))
         return torch.ones(len(names), 2)
 
     before = torch.get_float32_matmul_precision()
@@ -223,7 +223,7 @@ def test_single_precision_is_all_of_it(monkeypatch):
     try:
         with torch.autocast("cpu"):
             scripted(monkeypatch, margins, dtype=torch.float32, cascade=["ibp"])
-        assert (seen, torch.get_float32_matmul_precision()) == ([("highest", False)], "medium")
+        assert (seen, torch.get_float32_matmul_precision()) == ([("highest", torch.float32)], "medium")
     finally:
         torch.set_float32_matmul_precision(before)
 
