@@ -523,5 +523,5 @@ assert not hasattr(art.estimators.classification, "SmoothedClassifier")
 
 
 def test_the_real_hosts():
-    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")

@@ -79,7 +79,7 @@ def plainly(script: str) -> list[str]:
 def execute(words: list[str]) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(words, cwd="/", env=environ, capture_output=True, text=True, timeout=180)
+    return subprocess.run(words, cwd="/", env=environ, capture_output=True, text=True, timeout=600)
 
 
 ALWAYS = ("ta_getattr.py", "art_trainer.py")  # the others start as many processes

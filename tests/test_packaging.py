@@ -41,7 +41,7 @@ def tree(tmp_path_factory):
 
 def build(tree, kind, ending):
     command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(tree / kind)]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = (tree / kind).glob(f"*{ending}")
     return built
@@ -124,7 +124,7 @@ print(rs_plugins.__file__.startswith(sys.argv[1]), site_path().startswith(sys.ar
     start = "from rs_plugins.cli import main; main()"
     command = [sys.executable, "-c", start, "run", "-c", code, str(tmp_path)]
     environ = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
-    done = subprocess.run(command, cwd="/", env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd="/", env=environ, capture_output=True, text=True, timeout=600)
     assert (done.stdout.strip(), done.stderr) == ("True True 1", "")
 
 
@@ -136,7 +136,7 @@ def test_adapters_is_the_installed_package_of_that_name(site, cwd, form):
     start = [str(Path(sys.executable).parent / "rs-plugins"), "run", "python"] if form == "run" else [sys.executable]
     code = "import adapters, rs_plugins, rs_plugins_art; print(adapters.whose)"
     environ = os.environ | {"PYTHONPATH": str(site.folder)}
-    done = subprocess.run([*start, "-c", code], cwd=cwd, env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*start, "-c", code], cwd=cwd, env=environ, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "AdapterHub", done.stderr
 
 

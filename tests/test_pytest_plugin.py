@@ -26,7 +26,7 @@ def suite(site, tmp_path):
 def run_pytest(suite, *words, **extra):
     environ = os.environ | {"PYTHONPATH": str(suite.parent / "site"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | extra
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
-    return subprocess.run(words, cwd=suite, env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run(words, cwd=suite, env=environ, capture_output=True, text=True, timeout=600)
 
 
 def test_without_the_plugin_the_suite_fails_where_it_looks(suite):
@@ -76,7 +76,7 @@ assert "ImportWatcher" not in [type(finder).__name__ for finder in sys.meta_path
 """
     environ = os.environ | {"PYTHONPATH": str(suite.parent / "site"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=suite, env=environ, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=suite, env=environ, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

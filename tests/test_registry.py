@@ -315,5 +315,5 @@ print("Shift" in torchattacks.__all__, shifted.shape)
 """
     command = [str(Path(sys.executable).parent / "rs-plugins"), "run", "-c", code]
     environ = os.environ | {"PYTHONPATH": str(site.folder)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
     assert (done.stdout.strip(), done.stderr) == ("True torch.Size([4, 1, 3, 3])", "")

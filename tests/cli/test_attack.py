@@ -365,12 +365,12 @@ def test_ctrl_c(folder):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     (stopped,) = re.findall(r"stopped; (\d+) images are in out; go on with the same command and --resume", errors)
     assert 2 <= int(stopped) < 12
     (folder / "slow").unlink()
-    done = subprocess.run([*words, "--resume"], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*words, "--resume"], cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert len(written()["images"]["index"]) == 12
 
@@ -384,6 +384,6 @@ import sys
 from rs_plugins.cli import attack
 assert not {"torch", "numpy", "scipy", "torchattacks", "art"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "  attack " in invoke("--help").output

@@ -294,5 +294,5 @@ import torchattacks
 print(found.name, found.make.__module__, dict(found.options), hasattr(torchattacks, "Shifted"))
 """
     environ = os.environ | {"PYTHONPATH": str(site.folder)}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=600)
     assert (done.stdout, done.stderr) == ("torchattacks.Shifted shifted {'by': 2} False\n", "")

@@ -391,5 +391,5 @@ import sys
 from rs_plugins.cli import certify, merge, plans, report
 assert not {"torch", "numpy", "scipy", "rs_plugins.registry"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr

@@ -59,7 +59,7 @@ def start(launcher, *more):
 
 def finish(launcher, *more):
     process = start(launcher, *more)
-    out, errors = process.communicate(timeout=300)
+    out, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return out
 
@@ -130,7 +130,7 @@ def test_ctrl_c_on_ray(folder):
     process = start(ALONE, "--engine", "ray", "--workers", "2")
     wait_for_rows(process, folder / "log.tsv", 3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     written = len(read_results("log.tsv"))
     assert f"stopped; {written} images are in log.tsv; go on with the same command and --resume" in errors
@@ -148,7 +148,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along(folder):
     process = start(ALONE, "--engine", "ray", "--workers", "2")
     wait_for_rows(process, folder / "log.tsv", 1)
     process.kill()
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     (folder / "slow").unlink()
     finish(ALONE, "--engine", "ray", "--workers", "2", "--resume")
     finish(ALONE, "--out", "one.tsv")
@@ -161,7 +161,7 @@ def test_torchrun(folder):
     finish(ALONE, "--out", "one.tsv")
     (folder / "die").touch()
     process = start(TOGETHER)
-    process.communicate(timeout=300)
+    process.communicate(timeout=600)
     assert process.returncode != 0
     assert not Path("log.tsv").exists()
     result = CliRunner().invoke(main, shlex.split("merge log.tsv.shard-0-of-2 log.tsv.shard-1-of-2 --out log.tsv"))

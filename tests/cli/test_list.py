@@ -142,7 +142,7 @@ def test_it_says_whether_the_environment_is_activated(look, monkeypatch):
 
 def test_the_real_thing():
     command = [str(Path(sys.executable).parent / "rs-plugins"), "list", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     data = json.loads(done.stdout)
     ours = {f"{export['host']}.{export['name']}": export["state"] for export in data["exports"]}
     assert ours == dict.fromkeys(

@@ -154,7 +154,7 @@ def test_an_unknown_family_is_refused_with_what_there_is():
 def test_a_third_partys_family_is_certified_by_name(plugin):
     environ = os.environ | {"PYTHONPATH": str(plugin.folder)}
     command = [str(Path(sys.executable).parent / "rs-plugins"), *shlex.split(CERTIFY), "--noise", "triangular"]
-    finished = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert (record()["family"], record()["norm"], record()["noise"]) == ("triangular", "l1", "Triangular(sigma=0.5)")
     rows = [line.split("\t") for line in Path("log.tsv").read_text().splitlines()[1:]]

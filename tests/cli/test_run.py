@@ -26,7 +26,7 @@ sys.exit(7)
 def execute(words, *, path=None, stdin="", cwd=None, **extra):
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RS_PLUGINS_STRICT")}
     environ |= extra | ({"PYTHONPATH": str(path)} if path else {})
-    return subprocess.run(words, input=stdin, cwd=cwd, env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run(words, input=stdin, cwd=cwd, env=environ, capture_output=True, text=True, timeout=600)
 
 
 def value(done):

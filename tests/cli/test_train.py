@@ -485,7 +485,7 @@ def test_ctrl_c_and_the_same_weights_in_the_end(folder):
         time.sleep(0.01)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     last = checkpoints_in(folder / "run")[-1]
     assert re.fullmatch(r"epoch-000[12]-step-\d{6}", last.name)
@@ -512,7 +512,7 @@ def test_a_signal_to_all_of_a_group_and_the_same_weights_in_the_end(folder):
         time.sleep(0.01)
     time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     last = checkpoints_in(folder / "run")[-1]
     assert re.fullmatch(r"epoch-000[12]-step-\d{6}", last.name)
@@ -532,7 +532,7 @@ def test_torchrun(folder):
     rs_plugins = Path(sys.executable).with_name("rs-plugins")
     for place, program in {"module": ["-m", "rs_plugins"], "script": ["--no-python", str(rs_plugins)]}.items():
         command = [*launch, *program, *shlex.split(COMMAND), "--out", place]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("next: rs-plugins certify") == 1
         assert json.loads(Path(place, "model.json").read_text())["processes"] == 2
@@ -548,7 +548,7 @@ def test_the_methods_of_the_page_are_those_there_are():
 
 
 def test_the_module_is_the_command_line(tmp_path):
-    done = subprocess.run([*PROGRAM, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*PROGRAM, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout.startswith("Usage: rs-plugins ")
     assert "  train " in done.stdout
 
@@ -570,7 +570,7 @@ from rs_plugins.cli import recipes, train
 import rs_plugins.__main__
 assert not {"torch", "numpy", "scipy", "lightning_fabric", "rs_plugins.registry"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
 

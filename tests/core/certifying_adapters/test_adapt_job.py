@@ -250,7 +250,7 @@ def test_the_code_is_known_in_another_process():
     here = identity(adapt(make_network("resnet20"), (3, 8, 8), design).extractor)
     command = [sys.executable, "-c", CODE]
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True, env=environment)
     assert found.stdout.strip() == here
 
 

@@ -399,7 +399,7 @@ def test_all_of_several_processes_end_with_the_best(tmp_path):
         held = {}
         for name, launcher in (("one", [sys.executable]), ("two", together)):
             command = [*launcher, str(script), str(tmp_path / name), *more]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
             assert done.returncode == 0, done.stderr
             held[name] = re.findall("holds (.*)", done.stdout)
         assert (len(held["one"]), len(held["two"]), len(set(held["two"]))) == (1, 2, 1)

@@ -62,7 +62,7 @@ def start(launcher, script, out, method, epochs, *more):
 
 
 def finish(process, code=0):
-    errors = process.communicate(timeout=300)[1]
+    errors = process.communicate(timeout=600)[1]
     assert (process.returncode == 0) == (code == 0), errors
     return errors
 
