@@ -17,6 +17,8 @@ hypothesis.settings.load_profile("unhurried")
 os.environ["RS_PLUGINS_STRICT"] = "1"
 # On tensors this small, threads that wait for each other on a busy machine take many times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _width in ("COLUMNS", "LINES"):  # readline sets them for the processes of pytest-xdist, and tqdm cuts its bars
+    os.environ.pop(_width, None)
 
 
 class Site:

@@ -18,7 +18,7 @@ _VERBS = {
     "list": ("rs_plugins.cli.listing", "list_plugins", "Show plugins, what they offer and where it landed."),
     "doctor": ("rs_plugins.cli.doctor", "doctor", "Check this environment for versions that clash and known traps."),
     "train": ("rs_plugins.cli.train", "train", "Train a network for certification into a folder; can be gone on with."),
-    "adapt": ("rs_plugins.cli.adapt", "adapt", "Make a classifier certifiable by a small network beside it."),
+    "adapt": ("rs_plugins.cli.adapt", "adapt", "Make a classifier certifiable by a second network beside it."),
     "certify": ("rs_plugins.cli.certify", "certify", "Certify a model on a data set into a log; can be gone on with."),
     "attack": ("rs_plugins.cli.attack", "attack", "Attack a smoothed classifier, and judge the attack by many votes."),
     "merge": ("rs_plugins.cli.merge", "merge", "Put the logs of a run's shards together."),

@@ -183,7 +183,7 @@ def _split_sites(_context: click.Context, _option: click.Parameter, texts: tuple
 @click.option("--workers", type=int, default=0, show_default=True, help="Processes that read images ahead.")
 @quiet_option
 def adapt(out: Path, quiet: bool, **options: Any) -> None:
-    """Make a classifier certifiable by small networks beside it, and certify it with them and without.
+    """Make a classifier certifiable by a second network beside it, and certify it with that and without.
 
     The classifier stays as it is: for each --sigma a certifying adapter is trained (Deng et al. 2024), into a folder
     such as DIR/sigma-0.25, which rs-plugins train would write alike and which holds all weights. Then test images are

@@ -46,7 +46,7 @@ model_options = _together(
         "--model",
         required=True,
         metavar="PACKAGE.MODULE:FUNCTION|DIR",
-        help="Returns the model, normalisation inside; or a folder that rs-plugins train wrote.",
+        help="Returns the model, normalisation inside; or a folder that rs-plugins train or adapt wrote.",
     ),
     click.option(
         "--trust-model",

@@ -1,4 +1,4 @@
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 from itertools import product
 
 import numpy as np
@@ -135,7 +135,7 @@ def test_probabilities_too_small_for_floats_still_have_a_direction(centred):
 
 def by_decimals(centred, logits, draws):
     """The gradient of one image by the formula as it stands, in a hundred digits, of float64 logits (m, classes)."""
-    with localcontext(prec=100):
+    with localcontext(Context(prec=100)):
         m, e = len(draws), [[Decimal(v) for v in draw] for draw in draws.double().flatten(1).tolist()]
         powers = [[Decimal(v).exp() for v in row] for row in logits.tolist()]
         F = [row[0] / sum(row) for row in powers]

@@ -300,7 +300,7 @@ def test_tied_weights_stay_tied():
         check_split(split, model)
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize(
     "change",
