@@ -52,8 +52,8 @@ def _check_log(_context: click.Context, _option: click.Parameter, path: Path) ->
     default="fixed-budget",
     show_default=True,
     metavar="NAME[:OPTION=VALUE,...]",
-    help="How many votes: fixed-budget (100,000 an image), at-radius, on-grid, anytime, a plugin's, or the beginning of "
-    "a name; with options, such as fixed:n0=100,n=10000,alpha=0.001 or on-grid:radii=0/0.25/0.5.",
+    help="How many votes: fixed-budget (100,000 an image), at-radius, on-grid, anytime, a plugin's, or how "
+    "one of them begins; with options, such as fixed:n0=100,n=10000,alpha=0.001 or on-grid:radii=0/0.25/0.5.",
 )
 @click.option(
     *("--out", "out"),
