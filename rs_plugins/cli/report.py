@@ -168,6 +168,7 @@ def report(
         called = _with_norms(noises)
         shown = {called[name]: table for name, table in tables.items()}
         _draw(plot, shown, {called[name]: plan for name, plan in plans.items()})
+        click.echo(str(plot), err=True)
     if files["out"] is not None:
         from rs_plugins.report_page.content import Content
 

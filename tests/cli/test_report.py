@@ -222,7 +222,8 @@ def test_logs_without_radii_or_rows(tmp_path, logs):
 def test_pictures(tmp_path, logs):
     pytest.importorskip("matplotlib")
     for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
-        report(*logs, "--plot", tmp_path / f"x{suffix}")
+        result = invoke("report", *logs, "--plot", tmp_path / f"x{suffix}")
+        assert (result.exit_code, result.stderr) == (0, f"{tmp_path / f'x{suffix}'}\n")
         assert (tmp_path / f"x{suffix}").read_bytes().startswith(start)
 
 
