@@ -111,7 +111,6 @@ def test_some_defences_are_trained_and_examined(tmp_path):
         assert all(
             isinstance(row[column], float) for column in ("clean", "AutoAttack l2", "SmoothAdv", "ACR", "memory")
         )
-    assert written["rows"][names[2]]["training seconds"] > 1.5 * written["rows"][names[0]]["training seconds"]
     assert "* ART FeatureSqueezing: " in done.stdout == (tmp_path / "table.md").read_text()
     kept = {path.stem for path in (tmp_path / "kept").rglob("*.json")}
     assert kept == {names[0], names[2]}
