@@ -111,7 +111,8 @@ def test_some_defences_are_trained_and_examined(tmp_path):
         assert all(
             isinstance(row[column], float) for column in ("clean", "AutoAttack l2", "SmoothAdv", "ACR", "memory")
         )
-    assert "* ART FeatureSqueezing: " in done.stdout == (tmp_path / "table.md").read_text()
+    assert done.stdout == (tmp_path / "table.md").read_text() + "\n"
+    assert "* ART FeatureSqueezing: " in done.stdout
     kept = {path.stem for path in (tmp_path / "kept").rglob("*.json")}
     assert kept == {names[0], names[2]}
 
