@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,7 @@ def test_a_plugin_that_cannot_be_loaded_is_one_row(compare, site, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(np.__version__.startswith("1."), reason="ART's feature squeezing fails with NumPy 2 alone")
 def test_some_defences_are_trained_and_examined(tmp_path):
     names = ["gaussian", "ART FeatureSqueezing", "smoothadv, ensemble of 3"]
     how = ["--epochs", "1", "--train-images", "64", "--test-images", "8", "--attacked", "2", "--auto-attacked", "1"]
