@@ -440,6 +440,7 @@ def test_a_model_that_changes_its_input_is_found():
         SoftEnsemble([nn.Flatten(), Clamping()])(NOISY.clone())
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # of Python 3.13.0
 def test_a_compiler_is_shown_all_models_and_shapes_that_stay():
     models = networks(4)
     ensemble = ConsensusEnsemble(models, 2)
